@@ -1,0 +1,1 @@
+"""Tensor to bytes and back: one module a coding of the specification."""

@@ -1,0 +1,156 @@
+"""The folder of a bundle: its manifest, its group files, and the stored bytes of its tensors.
+
+Whatever is touched is checked: the manifest and the listing on opening, a group file's header when
+one of its tensors is first needed, a tensor's stored bytes before they are handed out.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from onebitfmt.checkpoint import MappedFile
+from onebitfmt.codecs.sign import SCALE_TENSORS
+from onebitfmt.errors import FormatError
+from onebitfmt.format.limits import MAX_MANIFEST_BYTES
+from onebitfmt.format.manifest import FILE_NAME, Exact, Manifest, TensorEntry, Terms
+from onebitfmt.format.manifest_json import load
+from onebitfmt.format.safetensors import check_group_file, read_header
+
+Array = NDArray[Any]
+
+
+def stored_names(name: str, entry: TensorEntry) -> list[str]:
+    """The names under which a tensor's parts stand in its group file, in digest order (spec 5)."""
+    if isinstance(entry.coding, Exact):
+        return [f"{name}/exact"]
+    if isinstance(entry.coding, Terms):
+        return [
+            part
+            for k, term in enumerate(entry.coding.terms)
+            for part in (
+                f"{name}/sign/{k}",
+                *(f"{name}/{kind}/{k}" for kind in SCALE_TENSORS[term.scale]),
+            )
+        ]
+    return []
+
+
+@dataclass(kw_only=True)
+class Container:
+    """An open bundle folder. Reading from several threads at once is safe."""
+
+    path: Path
+    manifest: Manifest
+    _files: dict[str, MappedFile] = field(default_factory=dict, repr=False)
+    _trusted: set[str] = field(default_factory=set, repr=False)
+
+    @staticmethod
+    def open(path: Path, *, links: bool = False) -> Container:
+        """Open a folder; group files may be missing. `links` allows symbolic links.
+
+        Raises `FormatError`.
+        """
+        manifest = load(_read_manifest(path, links), str(path / FILE_NAME))
+        _check_folder(path, manifest, links)
+        return Container(path=path, manifest=manifest)
+
+    @property
+    def missing_files(self) -> list[str]:
+        """Listed files that are not there."""
+        return [f for f in self.manifest.files if not (self.path / f).is_file()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk of the whole bundle, the manifest included."""
+        listed = sum(f.size for f in self.manifest.files.values())
+        return listed + (self.path / FILE_NAME).stat().st_size
+
+    def file(self, name: str) -> MappedFile:
+        """An open and checked group file. Raises `FormatError`."""
+        if name not in self._files:
+            path = self.path / name
+            if not path.is_file():
+                group = name.split(".")[0]
+                problem = f"this file is not here; the bundle was fetched without group {group!r}"
+                raise FormatError("OBD-DIR-MISSING", str(path), problem)
+            header = read_header(path)
+            check_group_file(path, header, self._expected(name))
+            self._files[name] = MappedFile(path, header)
+        return self._files[name]
+
+    def _expected(self, file: str) -> Iterator[str]:
+        for name, entry in self.manifest.tensors.items():
+            if self.manifest.group_file(name) == file:
+                yield from stored_names(name, entry)
+
+    def parts(self, name: str, entry: TensorEntry) -> list[Array]:
+        """The stored parts of a tensor, their digest checked the first time."""
+        path = self.manifest.group_file(name)
+        assert path is not None
+        assert isinstance(entry.coding, Exact | Terms)
+        file = self.file(path)
+        parts = [_stored_array(file, part) for part in stored_names(name, entry)]
+        if name not in self._trusted:
+            hasher = blake3()
+            for part in parts:
+                hasher.update(part.reshape(-1).view(np.uint8).data)
+            if hasher.hexdigest() != entry.coding.digest:
+                where = f"{self.path / path}: {name}"
+                raise FormatError("OBD-TENSOR-DIGEST", where, "the stored bytes were damaged")
+            self._trusted.add(name)
+        return parts
+
+    def release(self, name: str) -> None:
+        """Let go of the memory pages of a tensor's stored bytes."""
+        path = self.manifest.group_file(name)
+        if path is not None:
+            for part in stored_names(name, self.manifest.tensors[name]):
+                self.file(path).release(part)
+
+
+def _read_manifest(folder: Path, links: bool) -> bytes:
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise FormatError("OBD-DIR-MANIFEST", str(folder), "no such bundle folder")
+    if not path.is_file() or (path.is_symlink() and not links):
+        raise FormatError("OBD-DIR-MANIFEST", str(path), "no manifest; not an .obd bundle")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        problem = f"larger than {MAX_MANIFEST_BYTES} bytes"
+        raise FormatError("OBD-JSON-LIMIT", str(path), problem)
+    return path.read_bytes()
+
+
+def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
+    """No file that is not listed, none of another size, no links (spec section 3)."""
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(parent) / name
+            mode = path.stat().st_mode if links else path.lstat().st_mode
+            relative = path.relative_to(folder).as_posix()
+            if stat.S_ISDIR(mode):
+                continue
+            if not stat.S_ISREG(mode):
+                raise FormatError("OBD-DIR-LINK", str(path), "not a plain file")
+            if relative == FILE_NAME:
+                continue
+            if relative not in manifest.files:
+                raise FormatError("OBD-DIR-UNLISTED", str(path), "not listed in the manifest")
+            size = path.stat().st_size
+            if size != manifest.files[relative].size:
+                problem = f"{size} bytes, not {manifest.files[relative].size}: cut short or changed"
+                raise FormatError("OBD-DIR-SIZE", str(path), problem)
+
+
+def _stored_array(file: MappedFile, name: str) -> Array:
+    bits = file.bits(name)
+    floats = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+    return bits.view(floats.get(file.header.spans[name].dtype, bits.dtype))

@@ -1,0 +1,1 @@
+"""The bundle format: manifest, strict JSON, safetensors layout. Standard library only."""

@@ -1,0 +1,430 @@
+"""The CPU kernels, compiled by numba on first use: single-threaded, without the GIL.
+
+Parallelism is the caller's thread pool over row blocks and chunks: numba's own threading layer is
+not safe under several Python threads or after a fork. No fast-math, and every sum has a stated
+order, so that results do not depend on threads, blocks or machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from onebitfmt.kernels.vector import (
+    SUM_LANES,
+    add_absolute,
+    add_signed,
+    add_weighted,
+    bits_of_float,
+    float_of_bits,
+    load_word,
+    popcount,
+    positive_mask,
+    store_word,
+    zero_mask,
+)
+
+Array = NDArray[Any]
+
+# Columns that are worked on at once: a scratch row of float32 stays in the first-level cache.
+SEGMENT = 2048
+
+_compile = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _half_to_float(u: Any) -> Any:
+    # Integer arithmetic: LLVM's own conversion needs F16C, which not every CPU has.
+    magnitude = np.uint32(u & np.uint16(0x7FFF)) << np.uint32(13)
+    scaled = bits_of_float(float_of_bits(magnitude) * np.float32(2.0**112))
+    special = (u & np.uint16(0x7C00)) == np.uint16(0x7C00)
+    bits = (magnitude | np.uint32(0x7F800000)) if special else scaled
+    return float_of_bits(bits | (np.uint32(u & np.uint16(0x8000)) << np.uint32(16)))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _float_to_half(x: Any) -> Any:
+    u = bits_of_float(x)
+    m = u & np.uint32(0x7FFFFFFF)
+    sign = np.uint16((u >> np.uint32(16)) & np.uint32(0x8000))
+    normal = (m + np.uint32(0xC8000FFF) + ((m >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
+    # Adding 0.5 rounds to a multiple of 2^-24, the spacing of subnormal halves.
+    tiny = bits_of_float(float_of_bits(m) + np.float32(0.5)) - np.uint32(0x3F000000)
+    huge = np.uint32(0x7E00) if m > np.uint32(0x7F800000) else np.uint32(0x7C00)
+    r = tiny if m < np.uint32(0x38800000) else normal
+    return np.uint16(huge if m >= np.uint32(0x47800000) else r) | sign
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _float_to_bfloat(x: Any) -> Any:
+    u = bits_of_float(x)
+    r = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    nan = (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    quiet = ((u >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
+    return np.uint16(quiet if nan else r)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _widen(source: Any, dtype: Any, out: Any) -> None:
+    """float32 values of bit patterns; dtype is 0 for BF16, 1 for F16, 2 for F32."""
+    if dtype == 0:
+        for j in range(source.size):
+            out[j] = float_of_bits(np.uint32(source[j]) << np.uint32(16))
+    elif dtype == 1:
+        for j in range(source.size):
+            out[j] = _half_to_float(np.uint16(source[j]))
+    else:
+        for j in range(source.size):
+            out[j] = float_of_bits(np.uint32(source[j]))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _difference(base: Any, expert: Any, dtypes: Any, out: Any, scratch: Any) -> None:
+    """out = expert - base in float32."""
+    if dtypes[0] == 0 and dtypes[1] == 0:
+        for j in range(base.size):
+            e = float_of_bits(np.uint32(expert[j]) << np.uint32(16))
+            out[j] = e - float_of_bits(np.uint32(base[j]) << np.uint32(16))
+        return
+    _widen(expert, dtypes[1], out)
+    _widen(base, dtypes[0], scratch)
+    for j in range(base.size):
+        out[j] -= scratch[j]
+
+
+@_compile  # type: ignore[untyped-decorator]
+def widen(source: Array, dtype: int, out: Array) -> None:
+    """out[i] = float32 value of the bit pattern source[i] (1-D); dtype 0 BF16, 1 F16, 2 F32."""
+    _widen(source, dtype, out)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def narrow(source: Array, dtype: int, out: Array) -> None:
+    """out[i] = bit pattern of source[i] (float32, 1-D) rounded to nearest even; NaN is canonical."""
+    _narrow(source, dtype, out)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _narrow(source: Any, dtype: Any, out: Any) -> None:
+    if dtype == 0:
+        for j in range(source.size):
+            out[j] = _float_to_bfloat(source[j])
+    elif dtype == 1:
+        for j in range(source.size):
+            out[j] = _float_to_half(source[j])
+    else:
+        for j in range(source.size):
+            u = bits_of_float(source[j])
+            nan = (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+            out[j] = ((u & np.uint32(0x80000000)) | np.uint32(0x7FC00000)) if nan else u
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _zero_signs(word: Any) -> Any:
+    """64 evenly spread bits for a word index: the splitmix64 finaliser."""
+    z = (word + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _read_word(row: Any, byte: Any) -> Any:
+    if byte + 8 <= row.size:
+        return load_word(row.ctypes.data + byte)
+    word = np.uint64(0)
+    for k in range(row.size - byte):
+        word |= np.uint64(row[byte + k]) << np.uint64(8 * k)
+    return word
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _write_word(row: Any, byte: Any, word: Any) -> None:
+    if byte + 8 <= row.size:
+        store_word(row.ctypes.data + byte, word)
+        return
+    for k in range(row.size - byte):
+        row[byte + k] = np.uint8(word >> np.uint64(8 * k))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _magnitudes(row_scale: Any, columns: Any, out: Any) -> None:
+    for j in range(columns.size):
+        out[j] = row_scale * columns[j]
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> None:
+    """Add ±magnitudes to a segment of `width` columns that begins at column `first`."""
+    for j in range(0, width, 64):
+        mask = _read_word(bits, (first + j) >> 3)
+        add_signed(target.ctypes.data + 4 * j, magnitudes.ctypes.data + 4 * j, mask)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _pack(
+    delta: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any
+) -> Any:
+    """Write the sign bits of a segment; gives the number of zeros."""
+    zeros = 0
+    for j in range(0, width, 64):
+        mask = positive_mask(delta.ctypes.data + 4 * j)
+        zero = zero_mask(delta.ctypes.data + 4 * j)
+        if width - j < 64:
+            zero &= (np.uint64(1) << np.uint64(width - j)) - np.uint64(1)
+        if zero != 0:
+            zeros += popcount(zero)
+            mask |= (zero & _zero_signs(np.uint64(word + (j >> 6)))) if balanced else zero
+        _write_word(bits, (first + j) >> 3, mask)
+    return zeros
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _segment_delta(
+    base: Any, expert: Any, dtypes: Any, bits: Any, rows: Any, columns: Any, span: Any, out: Any,
+    scratch: Any,
+) -> None:
+    """The task vector's segment less the sign planes found so far; zero behind its end."""
+    i, first, width = span
+    stop = first + width
+    _difference(base[i, first:stop], expert[i, first:stop], dtypes, out, scratch)
+    for p in range(bits.shape[0]):
+        _magnitudes(-rows[p, i], columns[p, first:stop], scratch)
+        _signed(out, bits[p, i], first, scratch, width)
+    out[width : (width + 63) // 64 * 64] = np.float32(0)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def sign_pass(
+    base: Array, expert: Array, dtypes: tuple[int, int], planes: tuple[Array, Array, Array],
+    weights: Array, first_row: int, balanced: bool, out_bits: Array, sums: Array,
+    column_sums: Array,
+) -> None:
+    """One pass over a block of rows of a matrix: signs, and the sums that scales are made of.
+
+    `base` and `expert` [R, C] are bit patterns of the types `dtypes` (0 BF16, 1 F16, 2 F32).
+    `planes` are the sign planes found so far, whose value is subtracted first: bits uint8
+    [P, R, ceil(C/8)], row scales float32 [P, R], column scales float32 [P, C].
+    With d the remaining task vector, per row i: `sums`[i] = (sum_j weights_j |d_ij|, sum_j d_ij^2,
+    number of zeros) in float64, all weights being 1 if `weights` is empty; and `column_sums`[j] +=
+    |d_ij| unless it is empty. `out_bits` [R, ceil(C/8)] gets the signs unless it is empty, and then
+    zeros are not counted. `first_row` is the block's first row within the matrix: zeros are signed
+    by a hash of their place (`balanced`), or all +.
+    """
+    height, width = base.shape
+    words = (width + 63) >> 6
+    delta = np.zeros((width + SEGMENT) // SEGMENT * SEGMENT, np.float32)
+    scratch = np.zeros(SEGMENT, np.float32)
+    lanes = np.zeros((2, SUM_LANES), np.float64)
+    weighted = weights.size > 0
+    # Vectors of 64 lanes read past the last column.
+    factors = np.zeros(weights.size + 63, np.float32)
+    factors[: weights.size] = weights
+    for i in range(height):
+        lanes[:] = 0.0
+        zeros = 0
+        for first in range(0, width, SEGMENT):
+            n = min(SEGMENT, width - first)
+            d = delta[first : first + SEGMENT]
+            _segment_delta(
+                base, expert, dtypes, planes[0], planes[1], planes[2], (i, first, n), d, scratch
+            )
+            if out_bits.size:
+                word = (first_row + i) * words + (first >> 6)
+                zeros += _pack(d, first, n, word, balanced, out_bits[i])
+            _accumulate(d, factors[first:], weighted, n, lanes)
+        total = squares = 0.0
+        for k in range(SUM_LANES):
+            total += lanes[0, k]
+            squares += lanes[1, k]
+        sums[i, 0] = total
+        sums[i, 1] = squares
+        sums[i, 2] = zeros
+        if column_sums.size:
+            for j in range(width):
+                column_sums[j] += np.float64(abs(delta[j]))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _accumulate(d: Any, weights: Any, weighted: Any, width: Any, lanes: Any) -> None:
+    """Add a segment to the sums; what lies behind its end is zero and adds nothing."""
+    sums, squares = lanes.ctypes.data, lanes.ctypes.data + 8 * SUM_LANES
+    for j in range(0, width, 64):
+        if weighted:
+            add_weighted(d.ctypes.data + 4 * j, weights.ctypes.data + 4 * j, sums, squares)
+        else:
+            add_absolute(d.ctypes.data + 4 * j, sums, squares)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def rebuild_rows(
+    base: Array, dtypes: tuple[int, int], planes: tuple[Array, Array, Array], out: Array
+) -> None:
+    """out = base + sum of sign planes, in float32, rounded once (spec section 6.1).
+
+    `base` [R, C] and `out` [R, C] are bit patterns of the types `dtypes`; `planes` as in
+    `sign_pass`.
+    """
+    height, width = base.shape
+    d = np.zeros(SEGMENT, np.float32)
+    scratch = np.zeros(SEGMENT, np.float32)
+    for i in range(height):
+        for first in range(0, width, SEGMENT):
+            n = min(SEGMENT, width - first)
+            _task_vector(planes, i, first, n, d, scratch)
+            _widen(base[i, first : first + n], dtypes[0], scratch)
+            for j in range(n):
+                d[j] += scratch[j]
+            _narrow(d[:n], dtypes[1], out[i, first : first + n])
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any) -> None:
+    # -0 is the neutral start: adding the first term to it is exact, its sign of zero included.
+    out[:n] = np.float32(-0.0)
+    for p in range(planes[0].shape[0]):
+        _magnitudes(planes[1][p, i], planes[2][p, first : first + n], scratch)
+        _signed(out, planes[0][p, i], first, scratch, n)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
+    """out [R, C] float32 = sum of sign planes (spec section 6.1); `planes` as in `sign_pass`."""
+    height, width = out.shape
+    d = np.zeros(SEGMENT, np.float32)
+    scratch = np.zeros(SEGMENT, np.float32)
+    for i in range(height):
+        for first in range(0, width, SEGMENT):
+            n = min(SEGMENT, width - first)
+            _task_vector(planes, i, first, n, d, scratch)
+            out[i, first : first + n] = d[:n]
+
+
+@_compile  # type: ignore[untyped-decorator]
+def count_keys(prediction: Array, shift: int, mask: int) -> Array:
+    """How often each key (exponent field of the prediction) occurs: int64 [mask + 1]."""
+    counts = np.zeros(mask + 1, np.int64)
+    for i in range(prediction.size):
+        counts[(np.uint64(prediction[i]) >> np.uint64(shift)) & np.uint64(mask)] += 1
+    return counts
+
+
+@_compile  # type: ignore[untyped-decorator]
+def _ordered(u: Any, width: Any, is_float: Any) -> Any:
+    """An integer that grows with the value of the bit pattern (spec section 6.2)."""
+    if not is_float:
+        return u
+    # Only the low `width` bits of the result count.
+    negative = np.uint64(0) - (u >> (width - np.uint64(1)))
+    return u ^ (negative | (np.uint64(1) << (width - np.uint64(1))))
+
+
+@_compile  # type: ignore[untyped-decorator]
+def to_symbols(
+    values: Array, prediction: Array, key: tuple[int, int], is_float: bool, starts: Array,
+    out: Array,
+) -> None:
+    """Zigzagged differences of two bit patterns, stably sorted by key (spec section 6.2).
+
+    `key` is (shift, mask) of the prediction's exponent field; `starts` [mask + 1] is where each
+    key's symbols begin in `out`. All arrays but `starts` are unsigned integers of one width.
+    """
+    width = np.uint64(8 * values.itemsize)
+    full = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)
+    one = np.uint64(1)
+    position = starts.copy()
+    for i in range(values.size):
+        p = np.uint64(prediction[i])
+        v = _ordered(np.uint64(values[i]), width, is_float)
+        d = (v - _ordered(p, width, is_float)) & full
+        z = ((d << one) ^ (np.uint64(0) - (d >> (width - one)))) & full
+        k = (p >> np.uint64(key[0])) & np.uint64(key[1])
+        out[position[k]] = z
+        position[k] += 1
+
+
+@_compile  # type: ignore[untyped-decorator]
+def from_symbols(
+    symbols: Array, prediction: Array, key: tuple[int, int], is_float: bool, starts: Array,
+    out: Array,
+) -> None:
+    """The inverse of `to_symbols`."""
+    width = np.uint64(8 * out.itemsize)
+    full = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)
+    one = np.uint64(1)
+    position = starts.copy()
+    for i in range(out.size):
+        p = np.uint64(prediction[i])
+        k = (p >> np.uint64(key[0])) & np.uint64(key[1])
+        z = np.uint64(symbols[position[k]])
+        position[k] += 1
+        d = (z >> one) ^ (np.uint64(0) - (z & one))
+        v = (d + _ordered(p, width, is_float)) & full
+        if is_float:
+            # The mapping set the top bit of what was positive.
+            positive = v >> (width - one)
+            v ^= (np.uint64(0) - (one - positive)) | (one << (width - one))
+            v &= full
+        out[i] = v
+
+
+@_compile  # type: ignore[untyped-decorator]
+def pack_bits(values: Array, width: int, out: Array) -> None:
+    """The low `width` bits of each value, one after the other, least significant bit first.
+
+    `values` [n] are unsigned integers below 2**width, width 1 to 7; `out` is uint8
+    [ceil(n * width / 8)], its unused bits become zero.
+    """
+    held = 0
+    word = np.uint64(0)
+    at = 0
+    for i in range(values.size):
+        word |= np.uint64(values[i]) << np.uint64(held)
+        held += width
+        if held >= 8:
+            out[at] = np.uint8(word & np.uint64(0xFF))
+            word >>= np.uint64(8)
+            held -= 8
+            at += 1
+    if held:
+        out[at] = np.uint8(word)
+
+
+@_compile  # type: ignore[untyped-decorator]
+def unpack_bits(packed: Array, width: int, out: Array) -> None:
+    """The inverse of `pack_bits`; `out` [n] is of any unsigned type."""
+    held = 0
+    word = np.uint64(0)
+    at = 0
+    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
+    for i in range(out.size):
+        if held < width:
+            word |= np.uint64(packed[at]) << np.uint64(held)
+            at += 1
+            held += 8
+        out[i] = word & mask
+        word >>= np.uint64(width)
+        held -= width
+
+
+@_compile  # type: ignore[untyped-decorator]
+def huffman_bits(counts: Array) -> int:
+    """Bits that an optimal Huffman code spends on symbols of these counts (int64, sorted up)."""
+    n = counts.size
+    merged = np.zeros(n, np.int64)
+    total = leaf = node = 0
+    for made in range(n - 1):
+        weight = 0
+        for _ in range(2):
+            if leaf < n and (node >= made or counts[leaf] <= merged[node]):
+                weight += counts[leaf]
+                leaf += 1
+            else:
+                weight += merged[node]
+                node += 1
+        merged[made] = weight
+        total += weight
+    return total

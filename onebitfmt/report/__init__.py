@@ -1,0 +1,1 @@
+"""Reports for people: what a set of bundles costs on disk."""
