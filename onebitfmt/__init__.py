@@ -1,0 +1,62 @@
+"""Keep fine-tuned experts as one-bit task vectors against one base model.
+
+- `convert`, `restore`, `verify`, `storage`: the verbs, as on the command line;
+- `Bundle`, `Checkpoint`: an open bundle and an open checkpoint, read lazily;
+- `onebitfmt.errors`: every exception.
+
+Importing this package loads nothing heavy; names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onebitfmt.bundle import Bundle
+    from onebitfmt.checkpoint import Checkpoint
+    from onebitfmt.codecs.sign import SignOptions
+    from onebitfmt.convert import convert
+    from onebitfmt.plan import ConvertOptions
+    from onebitfmt.report.storage import storage
+    from onebitfmt.restore import restore
+    from onebitfmt.source import open_checkpoint
+    from onebitfmt.verify import verify
+
+__all__ = [
+    "Bundle",
+    "Checkpoint",
+    "ConvertOptions",
+    "SignOptions",
+    "convert",
+    "open_checkpoint",
+    "restore",
+    "storage",
+    "verify",
+]
+
+_HOMES = {
+    "Bundle": "onebitfmt.bundle",
+    "Checkpoint": "onebitfmt.checkpoint",
+    "ConvertOptions": "onebitfmt.plan",
+    "SignOptions": "onebitfmt.codecs.sign",
+    "convert": "onebitfmt.convert",
+    "open_checkpoint": "onebitfmt.source",
+    "restore": "onebitfmt.restore",
+    "storage": "onebitfmt.report.storage",
+    "verify": "onebitfmt.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -199,7 +199,11 @@ class Bundle:
             raise FormatError("OBD-EXACT-CONTENT", where, problem)
 
     def _exact_slice(
-        self, name: str, entry: TensorEntry, base: Checkpoint, rows: slice | None,
+        self,
+        name: str,
+        entry: TensorEntry,
+        base: Checkpoint,
+        rows: slice | None,
         columns: slice | None,
     ) -> Array:
         if isinstance(entry.coding, Same):
@@ -245,7 +249,11 @@ class Bundle:
         return planes
 
     def _rebuilt_terms(
-        self, name: str, entry: TensorEntry, base: Checkpoint, rows: slice | None,
+        self,
+        name: str,
+        entry: TensorEntry,
+        base: Checkpoint,
+        rows: slice | None,
         columns: slice | None,
     ) -> Array:
         assert entry.base is not None

@@ -152,5 +152,5 @@ def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
 
 def _stored_array(file: MappedFile, name: str) -> Array:
     bits = file.bits(name)
-    floats = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-    return bits.view(floats.get(file.header.spans[name].dtype, bits.dtype))
+    dtype = file.header.spans[name].dtype
+    return bits.view(f"<f{bits.itemsize}") if dtype in ("F16", "F32") else bits

@@ -22,7 +22,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from onebitfmt.checkpoint import Checkpoint, digest, fingerprint
-from onebitfmt.codecs import exact, sign
+from onebitfmt.codecs import exact, floats, sign
 from onebitfmt.container import stored_names
 from onebitfmt.format.limits import MAX_DIMENSIONS
 from onebitfmt.format.manifest import (
@@ -361,7 +361,7 @@ class _Coder:
     ) -> Iterator[bytes]:
         def encode(first: int) -> bytes:
             stop = min(first + exact.CHUNK, flat.size)
-            values = exact.convert(flat[first:stop], dtype, predictor.coded)
+            values = floats.convert(flat[first:stop], dtype, predictor.coded)
             return exact.encode_chunk(values, predictor.block(first, stop), predictor.coded)
 
         lengths = []

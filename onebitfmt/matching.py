@@ -52,7 +52,7 @@ def match_names(
     for name, candidate in matches.items():
         if candidate is None and _is_head(name):
             matches[name] = by_shape.get(expert.span(name).shape)
-    return {n: m for n, m in _usable(base, expert, matches).items()}
+    return _usable(base, expert, matches)
 
 
 def _is_head(name: str) -> bool:

@@ -29,11 +29,13 @@ class Workers:
         self._pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="onebitfmt")
 
     def __enter__(self) -> Workers:
+        """Give the pool itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        """Cancel what has not begun and wait for what has."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, function: Callable[[], R]) -> Future[R]:

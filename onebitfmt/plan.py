@@ -79,10 +79,10 @@ def plan_conversion(
     matches = match_names(base, expert, embeddings)
     tied = tied_tensors(expert, groups)
     wanted = _wanted(expert, groups, options)
-    plans = [
-        _plan_tensor(base, expert, name, groups[name], matches[name], tied.get(name), name in wanted)
-        for name in model_order(expert)
-    ]
+    plans = []
+    for name in model_order(expert):
+        match, tie = matches[name], tied.get(name)
+        plans.append(_plan_tensor(base, expert, name, groups[name], match, tie, name in wanted))
     _check_onebit_globs(options, plans)
     return tuple(
         FilePlan(group=group, tensors=tuple(part))
@@ -128,9 +128,7 @@ def _plan_tensor(
     if tied_to is not None:
         return TensorPlan(name=name, group=group, base=None, tied_to=tied_to)
     note = _obstacle(base, expert, name, match) if wanted else None
-    return TensorPlan(
-        name=name, group=group, base=match, onebit=wanted and note is None, note=note
-    )
+    return TensorPlan(name=name, group=group, base=match, onebit=wanted and note is None, note=note)
 
 
 def _obstacle(base: Checkpoint, expert: Checkpoint, name: str, match: str | None) -> str | None:

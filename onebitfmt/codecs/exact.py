@@ -100,7 +100,7 @@ class Predictor:
         return convert(bits, self.dtype, self.coded)
 
     def _fitted(self, base: Array, first: int, stop: int) -> Array:
-        """The same from a base tensor of another shape; only the rows that are touched are built."""
+        """The same from a base of another shape; only the rows that are touched are built."""
         inner = prod(self.shape[1:])
         top, bottom = first // inner, -(-stop // inner)
         rows = np.zeros((bottom - top, *self.shape[1:]), base.dtype)
@@ -109,7 +109,8 @@ class Predictor:
         )
         last = min(bottom, base.shape[0])
         if last > top:
-            rows[(slice(0, last - top), *common)] = base[(slice(top, last), *common)]
+            here, there = (slice(0, last - top), *common), (slice(top, last), *common)
+            rows[here] = base[there]
         return rows.reshape(-1)[first - top * inner : stop - top * inner]
 
 
@@ -259,7 +260,7 @@ def _pack_cost(sample: Array, width: int) -> float:
 def _plane_cost(plane: Array) -> int:
     """Bits that Huffman coding, or none, spends on a plane."""
     counts = np.bincount(plane)
-    return min(8 * plane.size, cpu.huffman_bits(np.sort(counts[counts > 0])))
+    return min(8 * plane.size, int(cpu.huffman_bits(np.sort(counts[counts > 0]))))
 
 
 # --- decoding ------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def decode_chunk(data: Buffer, prediction: Array, dtype: str, where: str) -> Arr
     marker = reader.byte()
     if marker == 0:
         reader.end()
-        return prediction.copy()
+        return np.array(prediction)
     if marker != 1:
         reader.fail("OBD-EXACT-CHUNK", f"a chunk begins with {marker}, not 0 or 1")
     d = DTYPES[dtype]
@@ -328,7 +329,7 @@ class _Reader:
 
     def _decompress(self, frame: memoryview, size: int) -> bytes:
         try:
-            if frame[:4] != ZSTD_MAGIC or zstandard.frame_content_size(frame) != size:
+            if bytes(frame[:4]) != ZSTD_MAGIC or zstandard.frame_content_size(frame) != size:
                 self.fail("OBD-EXACT-FRAME", f"not a zstd frame that declares {size} bytes")
             if zstandard.get_frame_parameters(frame).dict_id:
                 self.fail("OBD-EXACT-FRAME", "the zstd frame needs a dictionary")

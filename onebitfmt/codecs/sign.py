@@ -167,7 +167,10 @@ class _MatrixEncoder:
         return _Totals(energy=energy, error=error, zeros=zeros)
 
     def _pass(
-        self, found: tuple[Array, Array, Array], weights: Array | None, bits: Array | None,
+        self,
+        found: tuple[Array, Array, Array],
+        weights: Array | None,
+        bits: Array | None,
         with_columns: bool,
     ) -> tuple[Array, Array]:
         """One pass of `cpu.sign_pass` over the matrix, in blocks whose size the shape decides."""
@@ -232,9 +235,7 @@ def stored_scales(plane: Plane, shape: tuple[int, ...], kind: str) -> dict[str, 
     }
 
 
-def _error_change(
-    plane: Plane, s: int, row_sums: Array, column_sums: Array, kind: str
-) -> float:
+def _error_change(plane: Plane, s: int, row_sums: Array, column_sums: Array, kind: str) -> float:
     """sum (|d| - m)^2 - sum d^2, from sum m|d| and sum m^2; m the scales as stored."""
     rows = plane.rows[s].astype(np.float64)
     columns = plane.columns[s].astype(np.float64)

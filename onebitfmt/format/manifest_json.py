@@ -223,9 +223,7 @@ def _load_entry(name: str, cursor: Cursor) -> TensorEntry:
     )
 
 
-def _load_base_tensor(
-    name: str, dtype: str, shape: tuple[int, ...], cursor: Cursor
-) -> BaseTensor:
+def _load_base_tensor(name: str, dtype: str, shape: tuple[int, ...], cursor: Cursor) -> BaseTensor:
     f = cursor.fields("digest", "name dtype shape")
     base_dtype = _dtype(f["dtype"]) if "dtype" in f else dtype
     return BaseTensor(
@@ -261,7 +259,7 @@ def _load_coding(dtype: str, cursor: Cursor) -> Coding:
             f["terms"].fail("OBD-MAN-VALUE", f"{len(terms)} terms, not 1 to {MAX_TERMS}")
         shard = f["shard"].integer() if "shard" in f else 0
         return Terms(digest=_hex64(f["digest"]), terms=terms, shard=shard)
-    kinds["kind"].fail("OBD-MAN-VALUE", f"coding {kind!r} is unknown")
+    return kinds["kind"].fail("OBD-MAN-VALUE", f"coding {kind!r} is unknown")
 
 
 def _load_term(cursor: Cursor) -> SignTerm:
@@ -321,7 +319,7 @@ def _check_groups(manifest: Manifest, groups: Cursor, files: Cursor) -> None:
     names = [g.name for g in manifest.groups]
     if len(set(names)) != len(names):
         groups.fail("OBD-MAN-VALUE", "a group stands twice")
-    of_groups = set()
+    of_groups: set[str] = set()
     for group in manifest.groups:
         if group.files != group_file_names(group.name, len(group.files)):
             groups.fail("OBD-MAN-FILE", f"files of group {group.name!r} are not named as required")

@@ -7,7 +7,8 @@ order, so that results do not depend on threads, blocks or machine.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -32,10 +33,16 @@ Array = NDArray[Any]
 # Columns that are worked on at once: a scratch row of float32 stays in the first-level cache.
 SEGMENT = 2048
 
-_compile = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@_compile  # type: ignore[untyped-decorator]
+def _kernel(function: Function) -> Function:
+    """Compile on first use, cached on disk, run without the GIL."""
+    compiled = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
+    return cast(Function, compiled)
+
+
+@_kernel
 def _half_to_float(u: Any) -> Any:
     # Integer arithmetic: LLVM's own conversion needs F16C, which not every CPU has.
     magnitude = np.uint32(u & np.uint16(0x7FFF)) << np.uint32(13)
@@ -45,7 +52,7 @@ def _half_to_float(u: Any) -> Any:
     return float_of_bits(bits | (np.uint32(u & np.uint16(0x8000)) << np.uint32(16)))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _float_to_half(x: Any) -> Any:
     u = bits_of_float(x)
     m = u & np.uint32(0x7FFFFFFF)
@@ -58,7 +65,7 @@ def _float_to_half(x: Any) -> Any:
     return np.uint16(huge if m >= np.uint32(0x47800000) else r) | sign
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _float_to_bfloat(x: Any) -> Any:
     u = bits_of_float(x)
     r = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -67,7 +74,7 @@ def _float_to_bfloat(x: Any) -> Any:
     return np.uint16(quiet if nan else r)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _widen(source: Any, dtype: Any, out: Any) -> None:
     """float32 values of bit patterns; dtype is 0 for BF16, 1 for F16, 2 for F32."""
     if dtype == 0:
@@ -81,7 +88,7 @@ def _widen(source: Any, dtype: Any, out: Any) -> None:
             out[j] = float_of_bits(np.uint32(source[j]))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _difference(base: Any, expert: Any, dtypes: Any, out: Any, scratch: Any) -> None:
     """out = expert - base in float32."""
     if dtypes[0] == 0 and dtypes[1] == 0:
@@ -95,19 +102,19 @@ def _difference(base: Any, expert: Any, dtypes: Any, out: Any, scratch: Any) -> 
         out[j] -= scratch[j]
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def widen(source: Array, dtype: int, out: Array) -> None:
     """out[i] = float32 value of the bit pattern source[i] (1-D); dtype 0 BF16, 1 F16, 2 F32."""
     _widen(source, dtype, out)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def narrow(source: Array, dtype: int, out: Array) -> None:
-    """out[i] = bit pattern of source[i] (float32, 1-D) rounded to nearest even; NaN is canonical."""
+    """out[i] = bit pattern of source[i] (float32, 1-D), rounded to nearest even; NaN is quiet."""
     _narrow(source, dtype, out)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _narrow(source: Any, dtype: Any, out: Any) -> None:
     if dtype == 0:
         for j in range(source.size):
@@ -122,7 +129,7 @@ def _narrow(source: Any, dtype: Any, out: Any) -> None:
             out[j] = ((u & np.uint32(0x80000000)) | np.uint32(0x7FC00000)) if nan else u
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _zero_signs(word: Any) -> Any:
     """64 evenly spread bits for a word index: the splitmix64 finaliser."""
     z = (word + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -131,7 +138,7 @@ def _zero_signs(word: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _read_word(row: Any, byte: Any) -> Any:
     if byte + 8 <= row.size:
         return load_word(row.ctypes.data + byte)
@@ -141,7 +148,7 @@ def _read_word(row: Any, byte: Any) -> Any:
     return word
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _write_word(row: Any, byte: Any, word: Any) -> None:
     if byte + 8 <= row.size:
         store_word(row.ctypes.data + byte, word)
@@ -150,13 +157,13 @@ def _write_word(row: Any, byte: Any, word: Any) -> None:
         row[byte + k] = np.uint8(word >> np.uint64(8 * k))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _magnitudes(row_scale: Any, columns: Any, out: Any) -> None:
     for j in range(columns.size):
         out[j] = row_scale * columns[j]
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> None:
     """Add ±magnitudes to a segment of `width` columns that begins at column `first`."""
     for j in range(0, width, 64):
@@ -164,10 +171,8 @@ def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> 
         add_signed(target.ctypes.data + 4 * j, magnitudes.ctypes.data + 4 * j, mask)
 
 
-@_compile  # type: ignore[untyped-decorator]
-def _pack(
-    delta: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any
-) -> Any:
+@_kernel
+def _pack(delta: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any) -> Any:
     """Write the sign bits of a segment; gives the number of zeros."""
     zeros = 0
     for j in range(0, width, 64):
@@ -182,9 +187,16 @@ def _pack(
     return zeros
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _segment_delta(
-    base: Any, expert: Any, dtypes: Any, bits: Any, rows: Any, columns: Any, span: Any, out: Any,
+    base: Any,
+    expert: Any,
+    dtypes: Any,
+    bits: Any,
+    rows: Any,
+    columns: Any,
+    span: Any,
+    out: Any,
     scratch: Any,
 ) -> None:
     """The task vector's segment less the sign planes found so far; zero behind its end."""
@@ -197,10 +209,17 @@ def _segment_delta(
     out[width : (width + 63) // 64 * 64] = np.float32(0)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def sign_pass(
-    base: Array, expert: Array, dtypes: tuple[int, int], planes: tuple[Array, Array, Array],
-    weights: Array, first_row: int, balanced: bool, out_bits: Array, sums: Array,
+    base: Array,
+    expert: Array,
+    dtypes: tuple[int, int],
+    planes: tuple[Array, Array, Array],
+    weights: Array,
+    first_row: int,
+    balanced: bool,
+    out_bits: Array,
+    sums: Array,
     column_sums: Array,
 ) -> None:
     """One pass over a block of rows of a matrix: signs, and the sums that scales are made of.
@@ -248,7 +267,7 @@ def sign_pass(
                 column_sums[j] += np.float64(abs(delta[j]))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _accumulate(d: Any, weights: Any, weighted: Any, width: Any, lanes: Any) -> None:
     """Add a segment to the sums; what lies behind its end is zero and adds nothing."""
     sums, squares = lanes.ctypes.data, lanes.ctypes.data + 8 * SUM_LANES
@@ -259,7 +278,7 @@ def _accumulate(d: Any, weights: Any, weighted: Any, width: Any, lanes: Any) -> 
             add_absolute(d.ctypes.data + 4 * j, sums, squares)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def rebuild_rows(
     base: Array, dtypes: tuple[int, int], planes: tuple[Array, Array, Array], out: Array
 ) -> None:
@@ -281,7 +300,7 @@ def rebuild_rows(
             _narrow(d[:n], dtypes[1], out[i, first : first + n])
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any) -> None:
     # -0 is the neutral start: adding the first term to it is exact, its sign of zero included.
     out[:n] = np.float32(-0.0)
@@ -290,7 +309,7 @@ def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any
         _signed(out, planes[0][p, i], first, scratch, n)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
     """out [R, C] float32 = sum of sign planes (spec section 6.1); `planes` as in `sign_pass`."""
     height, width = out.shape
@@ -303,7 +322,7 @@ def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
             out[i, first : first + n] = d[:n]
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def count_keys(prediction: Array, shift: int, mask: int) -> Array:
     """How often each key (exponent field of the prediction) occurs: int64 [mask + 1]."""
     counts = np.zeros(mask + 1, np.int64)
@@ -312,7 +331,7 @@ def count_keys(prediction: Array, shift: int, mask: int) -> Array:
     return counts
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def _ordered(u: Any, width: Any, is_float: Any) -> Any:
     """An integer that grows with the value of the bit pattern (spec section 6.2)."""
     if not is_float:
@@ -322,9 +341,13 @@ def _ordered(u: Any, width: Any, is_float: Any) -> Any:
     return u ^ (negative | (np.uint64(1) << (width - np.uint64(1))))
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def to_symbols(
-    values: Array, prediction: Array, key: tuple[int, int], is_float: bool, starts: Array,
+    values: Array,
+    prediction: Array,
+    key: tuple[int, int],
+    is_float: bool,
+    starts: Array,
     out: Array,
 ) -> None:
     """Zigzagged differences of two bit patterns, stably sorted by key (spec section 6.2).
@@ -346,9 +369,13 @@ def to_symbols(
         position[k] += 1
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def from_symbols(
-    symbols: Array, prediction: Array, key: tuple[int, int], is_float: bool, starts: Array,
+    symbols: Array,
+    prediction: Array,
+    key: tuple[int, int],
+    is_float: bool,
+    starts: Array,
     out: Array,
 ) -> None:
     """The inverse of `to_symbols`."""
@@ -371,7 +398,7 @@ def from_symbols(
         out[i] = v
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def pack_bits(values: Array, width: int, out: Array) -> None:
     """The low `width` bits of each value, one after the other, least significant bit first.
 
@@ -393,7 +420,7 @@ def pack_bits(values: Array, width: int, out: Array) -> None:
         out[at] = np.uint8(word)
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def unpack_bits(packed: Array, width: int, out: Array) -> None:
     """The inverse of `pack_bits`; `out` [n] is of any unsigned type."""
     held = 0
@@ -410,7 +437,7 @@ def unpack_bits(packed: Array, width: int, out: Array) -> None:
         held -= width
 
 
-@_compile  # type: ignore[untyped-decorator]
+@_kernel
 def huffman_bits(counts: Array) -> int:
     """Bits that an optimal Huffman code spends on symbols of these counts (int64, sorted up)."""
     n = counts.size

@@ -26,7 +26,7 @@ def narrow(source: Array, dtype: int) -> Array:
     """Bit patterns of float32 values, rounded to nearest even; NaN becomes the quiet NaN."""
     u = source.view(np.uint32)
     if dtype == BF16:
-        rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+        rounded: Array = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
         quiet, sign = 0x7FC0, (u >> 16) & 0x8000
     elif dtype == F16:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -131,4 +131,5 @@ def to_symbols(values: Array, prediction: Array, key: tuple[int, int], is_float:
     signed = d.view(d.dtype.str.replace("u", "i"))
     z = ((signed << 1) ^ (signed >> (8 * d.itemsize - 1))).view(d.dtype)
     keys = (prediction.astype(np.uint64) >> np.uint64(key[0])) & np.uint64(key[1])
-    return z[np.argsort(keys, kind="stable")]
+    order = np.argsort(keys, kind="stable")
+    return np.take(z, order)

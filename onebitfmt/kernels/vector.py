@@ -6,7 +6,8 @@ are plain integers, loads and stores need no alignment.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
@@ -19,6 +20,11 @@ _I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
 _FLOATS = ir.VectorType(_F32, LANES)
 _SUMS = ir.VectorType(_F64, SUM_LANES)
+
+
+def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    # What numba calls has a typing context as its first parameter; what kernels call has not.
+    return cast(Callable[..., Any], intrinsic(function))
 
 
 def _load(builder: Any, address: Any, kind: Any = _FLOATS, align: int = 4) -> Any:
@@ -38,13 +44,13 @@ def _slice(builder: Any, value: Any, part: int) -> Any:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def load_word(_: Any, address: Any) -> Any:
     """The uint64 at an address of any alignment, least significant byte first."""
     return types.uint64(types.intp), lambda c, b, s, args: _load(b, args[0], _I64, 1)
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def store_word(_: Any, address: Any, word: Any) -> Any:
     """Store a uint64 at an address of any alignment, least significant byte first."""
 
@@ -69,7 +75,7 @@ def _absolute(builder: Any, value: Any) -> Any:
     return builder.bitcast(bits, _FLOATS)
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def add_absolute(_: Any, values: Any, sums: Any, squares: Any) -> Any:
     """Add |x| and x*x of 64 float32 to 16 float64 sums each."""
 
@@ -83,7 +89,7 @@ def add_absolute(_: Any, values: Any, sums: Any, squares: Any) -> Any:
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def add_weighted(_: Any, values: Any, weights: Any, sums: Any, squares: Any) -> Any:
     """Add w*|x| and x*x of 64 float32 x and w to 16 float64 sums each."""
 
@@ -100,19 +106,19 @@ def add_weighted(_: Any, values: Any, weights: Any, sums: Any, squares: Any) -> 
     return types.void(types.intp, types.intp, types.intp, types.intp), generate
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def bits_of_float(_: Any, x: Any) -> Any:
     """The bit pattern of a float32, as uint32."""
     return types.uint32(types.float32), lambda c, b, s, args: b.bitcast(args[0], _I32)
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def float_of_bits(_: Any, x: Any) -> Any:
     """The float32 of a bit pattern."""
     return types.float32(types.uint32), lambda c, b, s, args: b.bitcast(args[0], _F32)
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def popcount(_: Any, x: Any) -> Any:
     """The number of ones in a uint64."""
     return types.int64(types.uint64), lambda c, b, s, args: b.ctpop(args[0])
@@ -127,21 +133,21 @@ def _compare(operator: str) -> Any:
     return types.uint64(types.intp), generate
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def positive_mask(_: Any, address: Any) -> Any:
     """Bit i is one where the i-th of 64 float32 at `address` is greater than zero."""
     return _compare(">")
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def zero_mask(_: Any, address: Any) -> Any:
     """Bit i is one where the i-th of 64 float32 at `address` is zero."""
     return _compare("==")
 
 
-@intrinsic  # type: ignore[misc, untyped-decorator]
+@_instruction
 def add_signed(_: Any, target: Any, magnitudes: Any, mask: Any) -> Any:
-    """target[i] += magnitudes[i] where bit i of the mask is one, -= where it is zero; 64 float32."""
+    """target[i] += magnitudes[i] where bit i of the mask is one, else -=; 64 float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value, size = _load(builder, args[0]), _load(builder, args[1])

@@ -1,0 +1,5 @@
+"""`python -m onebitfmt` is `obd`."""
+
+from onebitfmt.cli.app import main
+
+main()

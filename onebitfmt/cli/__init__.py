@@ -1,0 +1,1 @@
+"""The command line `obd`: words, tables, progress and exit codes live only here."""

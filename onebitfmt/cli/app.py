@@ -1,0 +1,55 @@
+"""The `obd` command: one subcommand a verb."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from onebitfmt import __version__
+from onebitfmt.cli import convert, inspect, restore, storage, verify
+
+app = typer.Typer(
+    name="obd",
+    help="Keep fine-tuned experts as one-bit task vectors against one base model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("convert")(convert.run)
+app.command("restore")(restore.run)
+app.command("inspect")(inspect.run)
+app.command("verify")(verify.run)
+app.command("storage")(storage.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"onebitfmt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep fine-tuned experts as one-bit task vectors against one base model.
+
+    Exit codes: 0 done, or the answer is yes; 1 the answer is no (invalid, differs);
+    2 wrong usage; 3 it could not be tried (missing file, network, full disk).
+    """
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    # An exception, so that half-written folders are removed on the way out.
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()

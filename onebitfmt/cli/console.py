@@ -1,0 +1,145 @@
+"""What all commands share: errors as messages and exit codes, progress, tables, sizes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from onebitfmt.errors import (
+    BaseMismatchError,
+    FormatError,
+    OnebitError,
+    UnsupportedError,
+    UsageError,
+)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+NO: Final = 1
+USAGE: Final = 2
+COULD_NOT: Final = 3
+INTERRUPTED: Final = 130
+
+# In this order: the first class that fits decides.
+_EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (UnsupportedError, COULD_NOT),
+    (FormatError, NO),
+    (BaseMismatchError, NO),
+    (UsageError, USAGE),
+    (OnebitError, COULD_NOT),
+    (OSError, COULD_NOT),
+)
+
+BaseModel = Annotated[
+    str, typer.Argument(help="Base model: folder, .safetensors file, or Hub id ns/name[@revision].")
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default: all cores.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def command(function: Command) -> Command:
+    """Turn the errors of a command into a message on stderr and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing was written", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of our output went away, as `head` does.
+            sys.stderr.close()
+            raise typer.Exit(COULD_NOT) from None
+        except tuple(kind for kind, _ in _EXIT_CODES) as error:
+            typer.echo(f"error: {error}", err=True)
+            code = next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
+            raise typer.Exit(code) from None
+
+    return run  # type: ignore[return-value]
+
+
+@contextmanager
+def progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar with throughput and time left on stderr; gives what takes numbers of bytes."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout: the first column to the left, all others to the right.
+
+    Nothing is ever cut to the width of the terminal: figures are there to be read, and grepped.
+    """
+    cells = [columns, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    rule = "  ".join("-" * width for width in widths)
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in cells
+    ]
+    typer.echo("\n".join([title, lines[0], rule, *lines[1:]]))
+
+
+def print_json(value: object) -> None:
+    """Print a JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people: 1.23 GB, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000 or unit == "GB":
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def percent(part: float, whole: float) -> str:
+    """part / whole in percent, or a dash where there is no whole."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '4GB', '500 MB' or '1000000', in powers of 1000. Raises `typer.BadParameter`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)B?\s*", text)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a size such as 4GB or 500MB")
+    factor = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}[match[2]]
+    nbytes = int(float(match[1]) * factor)
+    if nbytes < 1:
+        raise typer.BadParameter("a size must be at least one byte")
+    return nbytes
