@@ -169,9 +169,9 @@ class Bundle:
         """The stored bytes of an exact tensor and where its chunks lie in them."""
         [blob] = self.container.parts(name, entry)
         where = self._where(name)
-        if blob.ndim != 1 or blob.dtype != np.uint8:
+        if len(blob.shape) != 1 or blob.dtype != "U8":
             raise FormatError("OBD-EXACT-TABLE", where, "not stored as U8 of one axis")
-        return blob.data, exact.chunk_spans(blob.data, prod(entry.shape), where)
+        return blob.bits.data, exact.chunk_spans(blob.bits.data, prod(entry.shape), where)
 
     def _where(self, name: str) -> str:
         return f"{self.path}: {name}"
@@ -244,8 +244,8 @@ class Bundle:
             bits = next(parts)
             scales = {kind: next(parts) for kind in sign.SCALE_TENSORS[term.scale]}
             _check_shapes(entry.shape, bits, scales, where)
-            values = {kind: scale.astype(np.float32) for kind, scale in scales.items()}
-            planes.append(sign.plane_from_stored(entry.shape, bits, values, where))
+            values = {kind: to_float32(scale.bits, scale.dtype) for kind, scale in scales.items()}
+            planes.append(sign.plane_from_stored(entry.shape, bits.bits, values, where))
         return planes
 
     def _rebuilt_terms(
@@ -324,7 +324,7 @@ def _other_spelling(name: str, base: Checkpoint) -> str | None:
 
 
 def _check_shapes(
-    shape: tuple[int, ...], bits: Array, scales: Mapping[str, Array], where: str
+    shape: tuple[int, ...], bits: Tensor, scales: Mapping[str, Tensor], where: str
 ) -> None:
     *stack, height, width = shape
     wanted = {
@@ -332,8 +332,8 @@ def _check_shapes(
         "row": (*stack, height, 1),
         "column": (*stack, 1, width),
     }
-    good = bits.dtype == np.uint8 and bits.shape == (*stack, height, -(-width // 8))
+    good = bits.dtype == "U8" and bits.shape == (*stack, height, -(-width // 8))
     for kind, scale in scales.items():
-        good &= scale.dtype in (np.float16, np.float32) and scale.shape == wanted[kind]
+        good &= scale.dtype in ("F16", "F32") and scale.shape == wanted[kind]
     if not good:
         raise FormatError("OBD-SIGN-SHAPE", where, "signs or scales have the wrong type or shape")

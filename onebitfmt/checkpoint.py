@@ -69,6 +69,10 @@ class MappedFile:
         flat = self._flat(span)
         return flat.reshape(span.shape)
 
+    def tensor(self, name: str) -> Tensor:
+        """A tensor with its type."""
+        return Tensor(dtype=self.header.spans[name].dtype, bits=self.bits(name))
+
     def _flat(self, span: Span) -> Array:
         item = np.dtype(f"<u{DTYPES[span.dtype].itemsize}")
         data = np.frombuffer(self._map, item, prod(span.shape), span.begin)
@@ -118,8 +122,6 @@ class Checkpoint:
                     both = f"{names[name].name} and {file.path.name}"
                     raise CheckpointError(f"{source}: tensor {name!r} is in both {both}")
                 names[name] = file.path
-        if not names:
-            raise CheckpointError(f"{source}: the checkpoint holds no tensors")
         return Checkpoint(path=source, files=files, repo=repo, revision=revision)
 
     @cached_property
@@ -152,7 +154,7 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor with its type."""
-        return Tensor(dtype=self.span(name).dtype, bits=self.bits(name))
+        return self._owners[name].tensor(name)
 
     def release(self, name: str) -> None:
         """Let go of a tensor's pages."""

@@ -6,26 +6,23 @@ one of its tensors is first needed, a tensor's stored bytes before they are hand
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
-from onebitfmt.checkpoint import MappedFile
+from onebitfmt.checkpoint import MappedFile, Tensor
 from onebitfmt.codecs.sign import SCALE_TENSORS
 from onebitfmt.errors import FormatError
 from onebitfmt.format.limits import MAX_MANIFEST_BYTES
 from onebitfmt.format.manifest import FILE_NAME, Exact, Manifest, TensorEntry, Terms
 from onebitfmt.format.manifest_json import load
 from onebitfmt.format.safetensors import check_group_file, read_header
-
-Array = NDArray[Any]
 
 
 def stored_names(name: str, entry: TensorEntry) -> list[str]:
@@ -92,17 +89,17 @@ class Container:
             if self.manifest.group_file(name) == file:
                 yield from stored_names(name, entry)
 
-    def parts(self, name: str, entry: TensorEntry) -> list[Array]:
+    def parts(self, name: str, entry: TensorEntry) -> list[Tensor]:
         """The stored parts of a tensor, their digest checked the first time."""
         path = self.manifest.group_file(name)
         assert path is not None
         assert isinstance(entry.coding, Exact | Terms)
         file = self.file(path)
-        parts = [_stored_array(file, part) for part in stored_names(name, entry)]
+        parts = [file.tensor(part) for part in stored_names(name, entry)]
         if name not in self._trusted:
             hasher = blake3()
             for part in parts:
-                hasher.update(part.reshape(-1).view(np.uint8).data)
+                hasher.update(part.bits.reshape(-1).view(np.uint8).data)
             if hasher.hexdigest() != entry.coding.digest:
                 where = f"{self.path / path}: {name}"
                 raise FormatError("OBD-TENSOR-DIGEST", where, "the stored bytes were damaged")
@@ -150,7 +147,10 @@ def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
                 raise FormatError("OBD-DIR-SIZE", str(path), problem)
 
 
-def _stored_array(file: MappedFile, name: str) -> Array:
-    bits = file.bits(name)
-    dtype = file.header.spans[name].dtype
-    return bits.view(f"<f{bits.itemsize}") if dtype in ("F16", "F32") else bits
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()

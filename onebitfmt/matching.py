@@ -45,8 +45,8 @@ def match_names(
     if found < _MIN_SHARE * len(matches):
         raise CheckpointError(
             f"{expert} is not a fine-tune of {base}: {found} of its {len(matches)} tensor names "
-            f"are in the base (for example it has {next(iter(expert))!r}, the base "
-            f"{next(iter(base))!r})"
+            f"are in the base (for example it has {next(iter(expert), None)!r}, the base "
+            f"{next(iter(base), None)!r})"
         )
     by_shape = {expert.span(e).shape: matches[e] for e in embeddings if matches.get(e)}
     for name, candidate in matches.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onebitfmt.bundle import Bundle
 from onebitfmt.checkpoint import Checkpoint
-from onebitfmt.convert import sha256
+from onebitfmt.container import sha256
 from onebitfmt.errors import BaseMismatchError, FormatError
 from onebitfmt.format.dtypes import nbytes
 from onebitfmt.parallel import Workers

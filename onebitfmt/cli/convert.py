@@ -26,7 +26,8 @@ from onebitfmt.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from onebitfmt.convert import ConversionReport, Outcome
+    from onebitfmt.convert import ConversionReport
+    from onebitfmt.encode import Outcome
     from onebitfmt.plan import ConvertOptions
 
 _COLUMNS = (
@@ -152,7 +153,7 @@ def _by_group(report: ConversionReport) -> dict[str, list[Outcome]]:
 
 
 def _row(name: str, outcomes: list[Outcome]) -> dict[str, Any]:
-    from onebitfmt.convert import summary
+    from onebitfmt.encode import summary
 
     fidelities = [o.fidelity for o in outcomes if o.fidelity is not None]
     elements = sum(o.elements for o in outcomes)

@@ -246,10 +246,13 @@ def _load_coding(dtype: str, cursor: Cursor) -> Coding:
         return Tied(to=cursor.fields("kind to")["to"].string())
     if kind == "exact":
         f = cursor.fields("kind digest content", "coded shard")
+        coded = _dtype(f["coded"]) if "coded" in f else dtype
+        if "coded" in f and (dtype, coded) not in NARROWER:
+            f["coded"].fail("OBD-MAN-CODING", f"{dtype} cannot be coded as {coded}")
         return Exact(
             digest=_hex64(f["digest"]),
             content=_hex64(f["content"]),
-            coded=_dtype(f["coded"]) if "coded" in f else dtype,
+            coded=coded,
             shard=f["shard"].integer() if "shard" in f else 0,
         )
     if kind == "terms":
@@ -345,7 +348,7 @@ def _check_entry(manifest: Manifest, name: str, cursor: Cursor) -> None:
         if coding.shard >= len(group.files):
             cursor.fail("OBD-MAN-GROUP", f"shard {coding.shard} of {len(group.files)}")
         if isinstance(coding, Exact):
-            _check_exact(entry, coding, cursor)
+            _check_exact(entry, cursor)
         else:
             _check_terms(entry, cursor)
 
@@ -364,9 +367,7 @@ def _check_same(entry: TensorEntry, cursor: Cursor) -> None:
         cursor.fail("OBD-MAN-CODING", "'same' needs a base tensor of the same type and shape")
 
 
-def _check_exact(entry: TensorEntry, coding: Exact, cursor: Cursor) -> None:
-    if coding.coded != entry.dtype and (entry.dtype, coding.coded) not in NARROWER:
-        cursor.fail("OBD-MAN-CODING", f"{entry.dtype} cannot be coded as {coding.coded}")
+def _check_exact(entry: TensorEntry, cursor: Cursor) -> None:
     base = entry.base
     if base is None:
         return

@@ -66,17 +66,25 @@ def read_header(path: Path) -> Header:
 
 
 def _parse_header(data: bytes, where: str, begin: int) -> tuple[dict[str, Span], dict[str, str]]:
-    if not data.startswith(b"{"):
-        raise FormatError("OBD-ST-HEADER", where, "the header does not begin with '{'")
+    text = data.rstrip(b" ")
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        raise FormatError("OBD-ST-HEADER", where, "the header is not an object and spaces")
     try:
-        cursor = Cursor(value=parse(data.rstrip(b" "), where), path=where)
+        cursor = Cursor(value=parse(text, where), path=where)
         entries = dict(cursor.entries())
         metadata = entries.pop("__metadata__", None)
-        strings = {} if metadata is None else {k: c.string() for k, c in metadata.entries()}
         spans = {name: _parse_span(c, begin) for name, c in entries.items()}
     except FormatError as e:
         raise FormatError("OBD-ST-HEADER", e.where, e.problem) from None
-    return dict(sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end))), strings
+    in_order = sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end))
+    return dict(in_order), {} if metadata is None else _parse_metadata(metadata)
+
+
+def _parse_metadata(cursor: Cursor) -> dict[str, str]:
+    try:
+        return {k: c.string() for k, c in cursor.entries()}
+    except FormatError as e:
+        raise FormatError("OBD-ST-METADATA", e.where, e.problem) from None
 
 
 def _parse_span(cursor: Cursor, begin: int) -> Span:
@@ -163,7 +171,9 @@ def layout(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[dict[str, Span], bytes]:
     """Spans and header bytes of a file whose tensors (dtype, shape) are all known beforehand."""
-    bound = header_bound({n: len(shape) for n, (_, shape) in tensors.items()}, metadata)
+    total = sum(nbytes(dtype, shape) for dtype, shape in tensors.values())
+    largest = max([total, *(axis for _, shape in tensors.values() for axis in shape)])
+    bound = header_bound({n: len(shape) for n, (_, shape) in tensors.items()}, metadata, largest)
     begin = aligned(bound, DATA_ALIGNMENT)
     spans: dict[str, Span] = {}
     position = begin
@@ -174,24 +184,29 @@ def layout(
     return spans, encode_header(spans, metadata, begin)
 
 
-def header_bound(dimensions: Mapping[str, int], metadata: Mapping[str, str]) -> int:
-    """An upper bound on 8 + header length for tensors of these names and numbers of axes."""
+def header_bound(dimensions: Mapping[str, int], metadata: Mapping[str, str], largest: int) -> int:
+    """An upper bound on 8 + header length for tensors of these names and numbers of axes.
+
+    No integer in the header is above `largest`.
+    """
+    digits = len(str(largest)) + 1  # and a comma
     names = sum(len(json.dumps(name, ensure_ascii=False).encode()) for name in dimensions)
-    # Every integer has at most 16 digits and a comma; the rest of an entry is under 64 bytes.
-    entries = sum(64 + 17 * (n + 2) for n in dimensions.values())
-    return 8 + names + entries + len(json.dumps(dict(metadata)).encode()) + 32
+    # Everything else of an entry, with the longest dtype, is 54 bytes.
+    entries = sum(54 + digits * (n + 2) for n in dimensions.values())
+    return 8 + names + entries + len(json.dumps(dict(metadata), ensure_ascii=False).encode()) + 32
 
 
 @dataclass(kw_only=True, slots=True)
 class GroupFileWriter:
     """Writes one group file in a single pass.
 
-    `dimensions` names every tensor that may come, with its number of axes, so that room for the
-    header is kept; tensors that turn out not to be stored cost nothing.
+    `dimensions` names the tensors that may come, with their numbers of axes, and `largest` bounds
+    the file's size and every axis, so that room for the header is kept.
     """
 
     file: BinaryIO
     dimensions: Mapping[str, int]
+    largest: int
     _begin: int = field(init=False)
     _position: int = field(init=False)
     _spans: dict[str, Span] = field(init=False, default_factory=dict)
@@ -199,7 +214,7 @@ class GroupFileWriter:
 
     def __post_init__(self) -> None:
         names = {**self.dimensions, PADDING: 1}
-        self._begin = aligned(header_bound(names, GROUP_METADATA), DATA_ALIGNMENT)
+        self._begin = aligned(header_bound(names, GROUP_METADATA, self.largest), DATA_ALIGNMENT)
         self._position = self._begin
         self.file.seek(self._begin)
 
