@@ -33,7 +33,7 @@ PACK_WIDTHS: Final = (1, 2, 4)
 RAW_PLANE: Final = 1 << 31
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
-_SAMPLE: Final = 1 << 14
+_SAMPLE: Final = 1 << 13
 _HUFFMAN_ONLY: Final = zstandard.ZstdCompressionParameters.from_level(
     1, strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17
 )

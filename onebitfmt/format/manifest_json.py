@@ -46,7 +46,7 @@ from onebitfmt.format.strict_json import Cursor, canonical, parse
 FORMAT: Final = "obd"
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _GROUP: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_VERSION: Final = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+_VERSION: Final = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 

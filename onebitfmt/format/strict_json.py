@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from onebitfmt.errors import FormatError
 from onebitfmt.format.limits import MAX_INTEGER, MAX_JSON_DEPTH
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_ESCAPE_QUOTE_OR_BRACKET = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 
 def canonical(value: object) -> bytes:
@@ -51,8 +52,7 @@ def parse(data: bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            keys = [k for k, _ in pairs]
-            twice = next(k for k in keys if keys.count(k) > 1)
+            twice = Counter(k for k, _ in pairs).most_common(1)[0][0]
             raise FormatError("OBD-JSON-DUPLICATE", where, f"key {twice!r} stands twice")
         return value
 
@@ -75,9 +75,12 @@ def parse(data: bytes, where: str) -> Any:
 
 def _check_depth(text: str, where: str) -> None:
     """Refuse deep nesting before the recursive parser meets it."""
-    depth = 0
-    for token in _STRING_OR_BRACKET.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+    depth, quoted = 0, False
+    # Token by token: an expression for whole strings would backtrack on hostile ones.
+    for token in _ESCAPE_QUOTE_OR_BRACKET.finditer(text):
+        quoted ^= token[0] == '"'
+        if not quoted:
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
         if depth > MAX_JSON_DEPTH:
             problem = f"nested deeper than {MAX_JSON_DEPTH} levels"
             raise FormatError("OBD-JSON-LIMIT", where, problem)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from onebitfmt.kernels.vector import (
     SUM_LANES,
-    add_absolute,
     add_signed,
-    add_weighted,
+    add_sums,
+    bfloat_step,
     bits_of_float,
     float_of_bits,
     load_word,
@@ -172,40 +172,31 @@ def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> 
 
 
 @_kernel
-def _pack(delta: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any) -> Any:
-    """Write the sign bits of a segment; gives the number of zeros."""
+def _pack(masks: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any) -> Any:
+    """Write the sign bits of a segment from its masks; gives the number of zeros."""
     zeros = 0
-    for j in range(0, width, 64):
-        mask = positive_mask(delta.ctypes.data + 4 * j)
-        zero = zero_mask(delta.ctypes.data + 4 * j)
-        if width - j < 64:
-            zero &= (np.uint64(1) << np.uint64(width - j)) - np.uint64(1)
+    for k in range((width + 63) >> 6):
+        positive, zero = masks[k, 0], masks[k, 1]
         if zero != 0:
+            if width - 64 * k < 64:
+                zero &= (np.uint64(1) << np.uint64(width - 64 * k)) - np.uint64(1)
             zeros += popcount(zero)
-            mask |= (zero & _zero_signs(np.uint64(word + (j >> 6)))) if balanced else zero
-        _write_word(bits, (first + j) >> 3, mask)
+            positive |= (zero & _zero_signs(np.uint64(word + k))) if balanced else zero
+        _write_word(bits, (first >> 3) + 8 * k, positive)
     return zeros
 
 
 @_kernel
 def _segment_delta(
-    base: Any,
-    expert: Any,
-    dtypes: Any,
-    bits: Any,
-    rows: Any,
-    columns: Any,
-    span: Any,
-    out: Any,
-    scratch: Any,
+    base: Any, expert: Any, dtypes: Any, planes: Any, span: Any, out: Any, scratch: Any
 ) -> None:
     """The task vector's segment less the sign planes found so far; zero behind its end."""
     i, first, width = span
     stop = first + width
     _difference(base[i, first:stop], expert[i, first:stop], dtypes, out, scratch)
-    for p in range(bits.shape[0]):
-        _magnitudes(-rows[p, i], columns[p, first:stop], scratch)
-        _signed(out, bits[p, i], first, scratch, width)
+    for p in range(planes[0].shape[0]):
+        _magnitudes(-planes[1][p, i], planes[2][p, first:stop], scratch)
+        _signed(out, planes[0][p, i], first, scratch, width)
     out[width : (width + 63) // 64 * 64] = np.float32(0)
 
 
@@ -238,23 +229,30 @@ def sign_pass(
     delta = np.zeros((width + SEGMENT) // SEGMENT * SEGMENT, np.float32)
     scratch = np.zeros(SEGMENT, np.float32)
     lanes = np.zeros((2, SUM_LANES), np.float64)
-    weighted = weights.size > 0
+    masks = np.zeros((SEGMENT >> 6, 2), np.uint64)
     # Vectors of 64 lanes read past the last column.
     factors = np.zeros(weights.size + 63, np.float32)
     factors[: weights.size] = weights
+    fused = planes[0].shape[0] == 0 and dtypes[0] == 0 and dtypes[1] == 0
     for i in range(height):
         lanes[:] = 0.0
         zeros = 0
         for first in range(0, width, SEGMENT):
             n = min(SEGMENT, width - first)
             d = delta[first : first + SEGMENT]
-            _segment_delta(
-                base, expert, dtypes, planes[0], planes[1], planes[2], (i, first, n), d, scratch
-            )
+            factor = factors.ctypes.data + 4 * first if weights.size else 0
+            done = 0
+            if fused:
+                done = n >> 6 << 6
+                _fused(base[i, first:], expert[i, first:], done, d, factor, lanes, masks)
+            if done < n:
+                rest = (i, first + done, n - done)
+                _segment_delta(base, expert, dtypes, planes, rest, d[done:], scratch)
+                at = factor + 4 * done if factor else 0
+                _accumulate(d[done:], at, n - done, lanes, masks[done >> 6 :])
             if out_bits.size:
                 word = (first_row + i) * words + (first >> 6)
-                zeros += _pack(d, first, n, word, balanced, out_bits[i])
-            _accumulate(d, factors[first:], weighted, n, lanes)
+                zeros += _pack(masks, first, n, word, balanced, out_bits[i])
         total = squares = 0.0
         for k in range(SUM_LANES):
             total += lanes[0, k]
@@ -268,14 +266,25 @@ def sign_pass(
 
 
 @_kernel
-def _accumulate(d: Any, weights: Any, weighted: Any, width: Any, lanes: Any) -> None:
-    """Add a segment to the sums; what lies behind its end is zero and adds nothing."""
-    sums, squares = lanes.ctypes.data, lanes.ctypes.data + 8 * SUM_LANES
+def _fused(
+    base: Any, expert: Any, width: Any, delta: Any, factor: Any, lanes: Any, masks: Any
+) -> None:
+    """The common case, BF16 without earlier planes, in one go; width is a multiple of 64."""
+    b, e = base.ctypes.data, expert.ctypes.data
+    d, sums, m = delta.ctypes.data, lanes.ctypes.data, masks.ctypes.data
     for j in range(0, width, 64):
-        if weighted:
-            add_weighted(d.ctypes.data + 4 * j, weights.ctypes.data + 4 * j, sums, squares)
-        else:
-            add_absolute(d.ctypes.data + 4 * j, sums, squares)
+        at = factor + 4 * j if factor else 0
+        bfloat_step(b + 2 * j, e + 2 * j, d + 4 * j, at, sums, m + (j >> 2))
+
+
+@_kernel
+def _accumulate(d: Any, factor: Any, width: Any, lanes: Any, masks: Any) -> None:
+    """Sums and masks of a segment; what lies behind its end is zero and adds nothing."""
+    for j in range(0, width, 64):
+        x = d.ctypes.data + 4 * j
+        add_sums(x, factor + 4 * j if factor else 0, lanes.ctypes.data)
+        masks[j >> 6, 0] = positive_mask(x)
+        masks[j >> 6, 1] = zero_mask(x)
 
 
 @_kernel

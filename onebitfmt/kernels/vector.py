@@ -16,9 +16,10 @@ from numba.extending import intrinsic
 LANES = 64
 # Partial sums of a row; lane l takes the columns j with j % 16 == l.
 SUM_LANES = 16
-_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_I1, _I16, _I32, _I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
 _FLOATS = ir.VectorType(_F32, LANES)
+_INTS = ir.VectorType(_I32, LANES)
 _SUMS = ir.VectorType(_F64, SUM_LANES)
 
 
@@ -61,49 +62,70 @@ def store_word(_: Any, address: Any, word: Any) -> Any:
     return types.void(types.intp, types.uint64), generate
 
 
-def _sum_parts(builder: Any, values: Any, address: Any) -> None:
-    """Add 64 doubles, 16 at a time and in order, to the 16 sums at an address."""
-    total = _load(builder, address, _SUMS, 8)
-    for value in values:
-        total = builder.fadd(total, value)
+def _add_up(builder: Any, values: Any, address: Any) -> None:
+    """Add 64 floats to the 16 sums at an address: four by four in float32, then in float64."""
+    a, b, c, d = (_slice(builder, values, k) for k in range(4))
+    four = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+    total = builder.fadd(_load(builder, address, _SUMS, 8), builder.fpext(four, _SUMS))
     _store(builder, total, address, 8)
 
 
 def _absolute(builder: Any, value: Any) -> Any:
-    kind = ir.VectorType(_I32, LANES)
-    bits = builder.and_(builder.bitcast(value, kind), ir.Constant(kind, [0x7FFFFFFF] * LANES))
+    bits = builder.and_(builder.bitcast(value, _INTS), ir.Constant(_INTS, [0x7FFFFFFF] * LANES))
     return builder.bitcast(bits, _FLOATS)
 
 
 @_instruction
-def add_absolute(_: Any, values: Any, sums: Any, squares: Any) -> Any:
-    """Add |x| and x*x of 64 float32 to 16 float64 sums each."""
+def add_sums(_: Any, values: Any, weights: Any, sums: Any) -> Any:
+    """Add w*|x| and x*x of 64 float32 to 16 float64 sums each; all w are 1 at address 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        size = _absolute(builder, _load(builder, args[0]))
-        parts = [builder.fpext(_slice(builder, size, k), _SUMS) for k in range(4)]
-        _sum_parts(builder, parts, args[1])
-        _sum_parts(builder, [builder.fmul(x, x) for x in parts], args[2])
+        value = _load(builder, args[0])
+        _sum_sizes(builder, value, args[1], args[2])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
 
 
+def _sum_sizes(builder: Any, value: Any, weights: Any, sums: Any) -> None:
+    size = _absolute(builder, value)
+    squares = builder.add(sums, ir.Constant(_I64, 8 * SUM_LANES))
+    _add_up(builder, builder.fmul(size, size), squares)
+    plain = builder.icmp_unsigned("==", weights, ir.Constant(_I64, 0))
+    with builder.if_else(plain) as (unweighted, weighted):
+        with unweighted:
+            _add_up(builder, size, sums)
+        with weighted:
+            _add_up(builder, builder.fmul(_load(builder, weights), size), sums)
+
+
+def _mask(builder: Any, operator: str, value: Any) -> Any:
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    return builder.bitcast(builder.fcmp_ordered(operator, value, zero), _I64)
+
+
 @_instruction
-def add_weighted(_: Any, values: Any, weights: Any, sums: Any, squares: Any) -> Any:
-    """Add w*|x| and x*x of 64 float32 x and w to 16 float64 sums each."""
+def bfloat_step(
+    _: Any, base: Any, expert: Any, delta: Any, weights: Any, sums: Any, masks: Any
+) -> Any:
+    """64 weights in one go: delta = expert - base of BF16 bit patterns, `add_sums` of it, and two
+    uint64 masks of it: greater than zero, and zero.
+    """
+
+    def widened(builder: Any, address: Any) -> Any:
+        bits = builder.zext(_load(builder, address, ir.VectorType(_I16, LANES), 2), _INTS)
+        return builder.bitcast(builder.shl(bits, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        size = _absolute(builder, _load(builder, args[0]))
-        weight = _load(builder, args[1])
-        parts = [builder.fpext(_slice(builder, size, k), _SUMS) for k in range(4)]
-        factors = [builder.fpext(_slice(builder, weight, k), _SUMS) for k in range(4)]
-        products = [builder.fmul(w, x) for w, x in zip(factors, parts, strict=True)]
-        _sum_parts(builder, products, args[2])
-        _sum_parts(builder, [builder.fmul(x, x) for x in parts], args[3])
+        value = builder.fsub(widened(builder, args[1]), widened(builder, args[0]))
+        _store(builder, value, args[2])
+        _sum_sizes(builder, value, args[3], args[4])
+        _store(builder, _mask(builder, ">", value), args[5], 8)
+        zero = builder.add(args[5], ir.Constant(_I64, 8))
+        _store(builder, _mask(builder, "==", value), zero, 8)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp, types.intp), generate
+    return types.void(*[types.intp] * 6), generate
 
 
 @_instruction
@@ -126,9 +148,7 @@ def popcount(_: Any, x: Any) -> Any:
 
 def _compare(operator: str) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zero = ir.Constant(_FLOATS, [0.0] * LANES)
-        mask = builder.fcmp_ordered(operator, _load(builder, args[0]), zero)
-        return builder.bitcast(mask, _I64)
+        return _mask(builder, operator, _load(builder, args[0]))
 
     return types.uint64(types.intp), generate
 
