@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench real family vectors clean
+.PHONY: demo test check bench real scales family vectors clean
 
 demo: $(READY)  ## convert three experts, check them, measure storage, restore one
 	$(BIN)/python tools/demo.py
@@ -22,10 +22,13 @@ check: $(READY)  ## lint, types, import contracts
 bench: $(READY)  ## throughput, memory and size, as ratios
 	$(BIN)/python tools/bench.py
 
+scales: $(READY)  ## accuracy of the small family against scale kinds, planes and position
+	$(BIN)/python tools/scales.py
+
 real: $(READY)  ## a real base and fine-tune from the package registry, in three precisions
 	$(BIN)/python tools/real.py
 
-family: $(READY)  ## train the small model family again (about half an hour)
+family: $(READY)  ## train the small model family again (about ten minutes)
 	$(BIN)/python tools/train_family.py -o tests/data/family
 
 vectors: $(READY)  ## write the test vectors of the specification again

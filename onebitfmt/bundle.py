@@ -21,8 +21,17 @@ from onebitfmt.codecs import exact, sign
 from onebitfmt.codecs.floats import convert, to_float32, unsigned
 from onebitfmt.container import Container
 from onebitfmt.errors import BaseMismatchError, FormatError, UsageError
-from onebitfmt.format.dtypes import HALF_AND_SINGLE
-from onebitfmt.format.manifest import BaseTensor, Exact, Manifest, Same, TensorEntry, Terms, Tied
+from onebitfmt.format.dtypes import HALF_AND_SINGLE, matrices
+from onebitfmt.format.manifest import (
+    SCALE_TENSORS,
+    BaseTensor,
+    Exact,
+    Manifest,
+    Same,
+    TensorEntry,
+    Terms,
+    Tied,
+)
 from onebitfmt.parallel import Workers
 from onebitfmt.slices import assemble, bounds, index, kernel_columns, sliced_shape
 
@@ -242,7 +251,7 @@ class Bundle:
         planes = []
         for term in coding.terms:
             bits = next(parts)
-            scales = {kind: next(parts) for kind in sign.SCALE_TENSORS[term.scale]}
+            scales = {kind: next(parts) for kind in SCALE_TENSORS[term.scale]}
             _check_shapes(entry.shape, bits, scales, where)
             values = {kind: to_float32(scale.bits, scale.dtype) for kind, scale in scales.items()}
             planes.append(sign.plane_from_stored(entry.shape, bits.bits, values, where))
@@ -258,7 +267,7 @@ class Bundle:
     ) -> Array:
         assert entry.base is not None
         planes = self._planes(name, entry)
-        stack, height, width = sign.matrices(entry.shape)
+        stack, height, width = matrices(entry.shape)
         origin = self._base_bits(name, entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
 
@@ -273,7 +282,7 @@ class Bundle:
     ) -> Iterator[Array]:
         assert entry.base is not None
         planes = self._planes(name, entry)
-        stack, height, width = sign.matrices(entry.shape)
+        stack, height, width = matrices(entry.shape)
         origin = self._base_bits(name, entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
         step = max(1, _BLOCK // width)

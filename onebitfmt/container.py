@@ -17,10 +17,16 @@ import numpy as np
 from blake3 import blake3
 
 from onebitfmt.checkpoint import MappedFile, Tensor
-from onebitfmt.codecs.sign import SCALE_TENSORS
 from onebitfmt.errors import FormatError
 from onebitfmt.format.limits import MAX_MANIFEST_BYTES
-from onebitfmt.format.manifest import FILE_NAME, Exact, Manifest, TensorEntry, Terms
+from onebitfmt.format.manifest import (
+    FILE_NAME,
+    SCALE_TENSORS,
+    Exact,
+    Manifest,
+    TensorEntry,
+    Terms,
+)
 from onebitfmt.format.manifest_json import load
 from onebitfmt.format.safetensors import check_group_file, read_header
 

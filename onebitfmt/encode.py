@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onebitfmt.checkpoint import Checkpoint, digest
 from onebitfmt.codecs import exact, floats, sign
 from onebitfmt.container import stored_names
+from onebitfmt.format.dtypes import matrices
 from onebitfmt.format.manifest import (
     BaseTensor,
     Coding,
@@ -219,7 +220,7 @@ class _Coder:
 
     def _code_terms(self, name: str, base: str) -> tuple[Coding, sign.Fidelity] | None:
         span = self.expert.span(name)
-        shape = sign.matrices(span.shape)
+        shape = matrices(span.shape)
         dtypes = (self.base.span(base).dtype, span.dtype)
         coded = sign.encode(
             self.base.bits(base).reshape(shape),

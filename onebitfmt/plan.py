@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Final
 
 from onebitfmt.checkpoint import Checkpoint
-from onebitfmt.codecs.sign import SCALE_TENSORS, SignOptions, matrices
+from onebitfmt.codecs.sign import SignOptions
 from onebitfmt.errors import UsageError
-from onebitfmt.format.dtypes import HALF_AND_SINGLE
+from onebitfmt.format.dtypes import HALF_AND_SINGLE, matrices
+from onebitfmt.format.manifest import SCALE_TENSORS
 from onebitfmt.groups import GROUPS, Override, assign_groups, is_linear_weight
 from onebitfmt.matching import match_names, model_order, tied_tensors
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onebitfmt.codecs.sign import matrices
+from onebitfmt.format.dtypes import matrices
 
 Array = NDArray[Any]
 

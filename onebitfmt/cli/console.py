@@ -38,7 +38,10 @@ _EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
 )
 
 BaseModel = Annotated[
-    str, typer.Argument(help="Base model: folder, .safetensors file, or Hub id ns/name[@revision].")
+    str,
+    typer.Argument(
+        metavar="BASE", help="Base model: folder, .safetensors file, or Hub id ns/name[@revision]."
+    ),
 ]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default: all cores.")

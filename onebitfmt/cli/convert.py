@@ -39,7 +39,7 @@ _COLUMNS = (
 @command
 def run(
     base: BaseModel,
-    expert: Annotated[str, typer.Argument(help="Fine-tuned model, likewise.")],
+    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="Fine-tuned model, likewise.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     preset: Annotated[
         str,
@@ -105,7 +105,8 @@ def _options(
     *, preset: str, onebit: list[str] | None, exact: list[str] | None, group: list[str] | None,
     scale: str, planes: int, zeros: str, paper: bool, shard_size: str,
 ) -> ConvertOptions:  # fmt: skip
-    from onebitfmt.codecs.sign import SCALE_TENSORS, SignOptions
+    from onebitfmt.codecs.sign import SignOptions
+    from onebitfmt.format.manifest import SCALE_TENSORS
     from onebitfmt.groups import Override
     from onebitfmt.plan import ConvertOptions
 

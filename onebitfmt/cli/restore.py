@@ -23,7 +23,7 @@ from onebitfmt.cli.console import (
 @command
 def run(
     base: BaseModel,
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     allow_base_mismatch: Annotated[

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @command
 def run(
     base: BaseModel,
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders of that base.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders of that base.")
+    ],
     plot: Annotated[Path | None, typer.Option(help="Also draw a bar chart to this file.")] = None,
     as_json: Json = False,
 ) -> None:

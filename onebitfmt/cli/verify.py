@@ -13,7 +13,7 @@ from onebitfmt.cli.console import NO, Jobs, Json, Quiet, command, print_json, pr
 
 @command
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     base: Annotated[
         str | None, typer.Option(help="Base model: also rebuild and compare every tensor.")
     ] = None,

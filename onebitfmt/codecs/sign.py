@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import Any, Final
 
 import numpy as np
@@ -17,19 +17,14 @@ from numpy.typing import NDArray
 
 from onebitfmt.codecs.floats import KERNEL_DTYPE, unsigned
 from onebitfmt.errors import FormatError
+from onebitfmt.format.dtypes import matrices
+from onebitfmt.format.manifest import SCALE_TENSORS
 from onebitfmt.kernels import cpu
 from onebitfmt.parallel import Workers
 
 Array = NDArray[Any]
 
 MAX_PLANES: Final = 4
-# The scale tensors of each kind, in stored order (spec section 6.1).
-SCALE_TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
-    "matrix": ("matrix",),
-    "row": ("row",),
-    "column": ("column",),
-    "rank1": ("row", "column"),
-}
 _BLOCK: Final = 1 << 20
 _F16_NORMAL: Final = 2.0**-14
 _F16_MAX: Final = 65504.0
@@ -67,11 +62,6 @@ class Plane:
     bits: Array
     rows: Array
     columns: Array
-
-
-def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(S, R, C): a tensor of two or more axes as a stack of S matrices of R rows and C columns."""
-    return prod(shape[:-2]), shape[-2], shape[-1]
 
 
 # --- encoding ------------------------------------------------------------------------------------
@@ -252,7 +242,7 @@ def _count_absorbed(
 
     All weights of small tensors; of large ones evenly spread rows, about 2^16 weights.
     """
-    stack, height, width = base.shape
+    stack, height, _ = base.shape
     step = max(1, base.size >> 16)
     sampled = absorbed = 0
     for s in range(stack):

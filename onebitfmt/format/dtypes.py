@@ -59,6 +59,11 @@ HALF_AND_SINGLE: Final = frozenset({"F32", "F16", "BF16"})
 NARROWER: Final = frozenset({("F32", "BF16"), ("F32", "F16"), ("F16", "BF16")})
 
 
+def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(S, R, C): a tensor of two or more axes as a stack of S matrices of R rows and C columns."""
+    return prod(shape[:-2]), shape[-2], shape[-1]
+
+
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of this type and shape."""
     return DTYPES[dtype].itemsize * prod(shape)

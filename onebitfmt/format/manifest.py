@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 FILE_NAME: Final = "obd.json"
 VERSION: Final = "1.0"
 EXPERT_FOLDER: Final = "expert/"
 GROUP_SUFFIX: Final = ".obd.safetensors"
-SCALES: Final = ("matrix", "row", "column", "rank1")
+# The scale tensors of each kind of scale, in stored order (spec section 5.2).
+SCALE_TENSORS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"matrix": ("matrix",), "row": ("row",), "column": ("column",), "rank1": ("row", "column")}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

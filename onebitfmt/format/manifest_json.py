@@ -25,7 +25,7 @@ from onebitfmt.format.limits import (
 from onebitfmt.format.manifest import (
     EXPERT_FOLDER,
     FILE_NAME,
-    SCALES,
+    SCALE_TENSORS,
     Base,
     BaseTensor,
     Coding,
@@ -270,7 +270,7 @@ def _load_term(cursor: Cursor) -> SignTerm:
     kind, scale = f["kind"].string(), f["scale"].string()
     if kind != "sign":
         f["kind"].fail("OBD-MAN-VALUE", f"term {kind!r} is unknown")
-    if scale not in SCALES:
+    if scale not in SCALE_TENSORS:
         f["scale"].fail("OBD-MAN-VALUE", f"scale {scale!r} is unknown")
     return SignTerm(scale=scale)
 

@@ -12,9 +12,8 @@ from math import prod
 from pathlib import Path
 
 from onebitfmt.checkpoint import Checkpoint
-from onebitfmt.codecs.sign import matrices
 from onebitfmt.container import Container, stored_names
-from onebitfmt.format.dtypes import nbytes
+from onebitfmt.format.dtypes import matrices, nbytes
 from onebitfmt.format.manifest import EXPERT_FOLDER, TensorEntry, Terms, Tied
 
 
