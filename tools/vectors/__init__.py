@@ -1,0 +1,1 @@
+"""The generator of the test vectors of the specification."""
