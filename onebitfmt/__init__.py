@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from onebitfmt.bundle import Bundle
     from onebitfmt.checkpoint import Checkpoint
     from onebitfmt.codecs.sign import SignOptions
-    from onebitfmt.convert import convert
-    from onebitfmt.plan import ConvertOptions
     from onebitfmt.report.storage import storage
-    from onebitfmt.restore import restore
     from onebitfmt.source import open_checkpoint
-    from onebitfmt.verify import verify
+    from onebitfmt.verbs.convert import convert
+    from onebitfmt.verbs.plan import ConvertOptions
+    from onebitfmt.verbs.restore import restore
+    from onebitfmt.verbs.verify import verify
 
 __all__ = [
     "Bundle",
@@ -40,13 +40,13 @@ __all__ = [
 _HOMES = {
     "Bundle": "onebitfmt.bundle",
     "Checkpoint": "onebitfmt.checkpoint",
-    "ConvertOptions": "onebitfmt.plan",
+    "ConvertOptions": "onebitfmt.verbs.plan",
     "SignOptions": "onebitfmt.codecs.sign",
-    "convert": "onebitfmt.convert",
+    "convert": "onebitfmt.verbs.convert",
     "open_checkpoint": "onebitfmt.source",
-    "restore": "onebitfmt.restore",
+    "restore": "onebitfmt.verbs.restore",
     "storage": "onebitfmt.report.storage",
-    "verify": "onebitfmt.verify",
+    "verify": "onebitfmt.verbs.verify",
 }
 
 

@@ -33,7 +33,7 @@ from onebitfmt.format.manifest import (
     Tied,
 )
 from onebitfmt.parallel import Workers
-from onebitfmt.slices import assemble, bounds, index, kernel_columns, sliced_shape
+from onebitfmt.slices import assemble, bounds, check_steps, index, kernel_columns, sliced_shape
 
 Array = NDArray[Any]
 
@@ -45,19 +45,15 @@ class Bundle:
     """An open bundle. Reading from several threads at once is safe."""
 
     container: Container
-    check_base: bool = True
     _trusted_base: set[str] = field(default_factory=set, repr=False)
 
     @staticmethod
-    def open(path: str | Path, *, links: bool = False, check_base: bool = True) -> Bundle:
+    def open(path: str | Path, *, links: bool = False) -> Bundle:
         """Open a bundle folder; group files may be missing.
 
-        `links` allows symbolic links, as in the Hub's cache. `check_base=False` skips the identity
-        checks of base tensors, for those who mean to apply a task vector to another base; what
-        is rebuilt is then no longer checked either. Raises `FormatError`.
+        `links` allows symbolic links to files, as in the Hub's cache. Raises `FormatError`.
         """
-        container = Container.open(Path(path), links=links)
-        return Bundle(container=container, check_base=check_base)
+        return Bundle(container=Container.open(Path(path), links=links))
 
     @property
     def path(self) -> Path:
@@ -85,6 +81,7 @@ class Bundle:
 
         Exact codings give the expert's own bits. Raises `BaseMismatchError`, `FormatError`.
         """
+        check_steps(rows, columns)
         entry = self.entry(name)
         if isinstance(entry.coding, Tied):
             return self.tensor(entry.coding.to, base, rows, columns)
@@ -106,6 +103,7 @@ class Bundle:
         One-bit tensors need no base. Raises `UsageError` where a base is needed or the tensor has
         no task vector: it is new, of another shape than in the base, or no float of up to 32 bits.
         """
+        check_steps(rows, columns)
         entry = self.entry(name)
         if isinstance(entry.coding, Tied):
             return self.task_vector(entry.coding.to, base, rows, columns)
@@ -124,10 +122,9 @@ class Bundle:
         if not {entry.dtype, entry.base.dtype} <= HALF_AND_SINGLE:
             raise UsageError(f"{name} is {entry.dtype}, which has no task vector")
         value = self.tensor(name, base, rows, columns)
-        origin = self._base_bits(name, entry.base, base)[index(entry.shape, rows, columns)]
+        origin = self._base_bits(entry.base, base)[index(entry.shape, rows, columns)]
         difference = to_float32(value.bits, value.dtype)
-        difference -= to_float32(np.ascontiguousarray(origin), entry.base.dtype)
-        return difference
+        return difference - to_float32(np.array(origin, order="C"), entry.base.dtype)
 
     def blocks(self, name: str, base: Checkpoint, workers: Workers) -> Iterator[Array]:
         """The rebuilt tensor as flat blocks of bit patterns in row-major order.
@@ -139,7 +136,7 @@ class Bundle:
         if isinstance(entry.coding, Tied):
             yield from self.blocks(entry.coding.to, base, workers)
         elif isinstance(entry.coding, Same):
-            flat = self._same_bits(name, entry, base).reshape(-1)
+            flat = self._same_bits(entry, base).reshape(-1)
             yield from (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
         elif isinstance(entry.coding, Exact):
             yield from self._exact_blocks(name, entry, entry.coding, base, workers)
@@ -158,19 +155,20 @@ class Bundle:
         """Let go of the memory pages of a tensor's stored bytes and of its base tensor."""
         entry = self.entry(name)
         self.container.release(name)
-        if entry.base is not None and entry.base.name in base:
-            base.release(entry.base.name)
+        of_base = None if entry.base is None else _name_in(base, entry.base.name)
+        if of_base is not None:
+            base.release(of_base)
 
     # --- exact -----------------------------------------------------------------------------------
 
-    def _same_bits(self, name: str, entry: TensorEntry, base: Checkpoint) -> Array:
+    def _same_bits(self, entry: TensorEntry, base: Checkpoint) -> Array:
         assert entry.base is not None  # the manifest's rules say so
-        return self._base_bits(name, entry.base, base)
+        return self._base_bits(entry.base, base)
 
-    def _predictor(self, name: str, entry: TensorEntry, base: Checkpoint) -> exact.Predictor:
+    def _predictor(self, entry: TensorEntry, base: Checkpoint) -> exact.Predictor:
         coding = entry.coding
         assert isinstance(coding, Exact)
-        bits = None if entry.base is None else self._base_bits(name, entry.base, base)
+        bits = None if entry.base is None else self._base_bits(entry.base, base)
         dtype = entry.dtype if entry.base is None else entry.base.dtype
         return exact.Predictor(base=bits, dtype=dtype, shape=entry.shape, coded=coding.coded)
 
@@ -189,7 +187,7 @@ class Bundle:
         self, name: str, entry: TensorEntry, coding: Exact, base: Checkpoint, workers: Workers
     ) -> Iterator[Array]:
         data, spans = self._blob(name, entry)
-        predictor = self._predictor(name, entry, base)
+        predictor = self._predictor(entry, base)
         elements, where = prod(entry.shape), self._where(name)
 
         def decode(i: int) -> Array:
@@ -203,7 +201,7 @@ class Bundle:
         for bits in workers.map(decode, range(len(spans))):
             hasher.update(bits.data.cast("B"))
             yield bits
-        if self.check_base and hasher.hexdigest() != coding.content:
+        if hasher.hexdigest() != coding.content:
             problem = "the rebuilt tensor is not the expert's: its digest differs"
             raise FormatError("OBD-EXACT-CONTENT", where, problem)
 
@@ -216,8 +214,9 @@ class Bundle:
         columns: slice | None,
     ) -> Array:
         if isinstance(entry.coding, Same):
-            bits = self._same_bits(name, entry, base)
-            return np.ascontiguousarray(bits[index(entry.shape, rows, columns)])
+            bits = self._same_bits(entry, base)
+            # numpy's own ascontiguousarray gives scalars an axis.
+            return np.array(bits[index(entry.shape, rows, columns)], order="C")
         coding = entry.coding
         assert isinstance(coding, Exact)
         if not entry.shape or (rows is None and columns is None):
@@ -226,7 +225,7 @@ class Bundle:
             flat = np.concatenate(parts) if parts else np.empty(0, unsigned(entry.dtype))
             return flat.reshape(entry.shape)
         data, spans = self._blob(name, entry)
-        predictor = self._predictor(name, entry, base)
+        predictor = self._predictor(entry, base)
         where = self._where(name)
         elements, inner = prod(entry.shape), prod(entry.shape[1:])
         top, bottom = bounds(rows, entry.shape[0])
@@ -239,7 +238,7 @@ class Bundle:
         offset = first // exact.CHUNK * exact.CHUNK
         flat = np.concatenate(parts) if parts else np.empty(0, unsigned(coding.coded))
         bits = convert(flat[first - offset : stop - offset], coding.coded, entry.dtype)
-        return bits.reshape(-1, *entry.shape[1:])[index(entry.shape, None, columns)]
+        return bits.reshape(bottom - top, *entry.shape[1:])[index(entry.shape, None, columns)]
 
     # --- terms -----------------------------------------------------------------------------------
 
@@ -268,7 +267,7 @@ class Bundle:
         assert entry.base is not None
         planes = self._planes(name, entry)
         stack, height, width = matrices(entry.shape)
-        origin = self._base_bits(name, entry.base, base).reshape(stack, height, width)
+        origin = self._base_bits(entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
 
         def block(s: int, r: slice, c: slice) -> Array:
@@ -283,7 +282,7 @@ class Bundle:
         assert entry.base is not None
         planes = self._planes(name, entry)
         stack, height, width = matrices(entry.shape)
-        origin = self._base_bits(name, entry.base, base).reshape(stack, height, width)
+        origin = self._base_bits(entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
         step = max(1, _BLOCK // width)
 
@@ -298,22 +297,19 @@ class Bundle:
 
     # --- the base ---------------------------------------------------------------------------------
 
-    def _base_bits(self, name: str, wanted: BaseTensor, base: Checkpoint) -> Array:
+    def _base_bits(self, wanted: BaseTensor, base: Checkpoint) -> Array:
         """The base tensor's bits, its identity checked the first time."""
-        if wanted.name not in base:
-            wanted_name = _other_spelling(wanted.name, base)
-            if wanted_name is None:
-                self._refuse_base(base, f"it has no tensor {wanted.name!r}")
-        else:
-            wanted_name = wanted.name
-        span = base.span(wanted_name)
+        name = _name_in(base, wanted.name)
+        if name is None:
+            self._refuse_base(base, f"it has no tensor {wanted.name!r}")
+        span = base.span(name)
         if (span.dtype, span.shape) != (wanted.dtype, wanted.shape):
             found = f"{span.dtype} {list(span.shape)}"
             problem = f"its {wanted.name} is {found}, not {wanted.dtype} {list(wanted.shape)}"
             self._refuse_base(base, problem)
-        bits = base.bits(wanted_name)
-        key = f"{base.path}\0{wanted_name}"
-        if self.check_base and key not in self._trusted_base:
+        bits = base.bits(name)
+        key = f"{base.path}\0{name}"
+        if key not in self._trusted_base:
             if digest(bits) != wanted.digest:
                 self._refuse_base(base, f"its {wanted.name} holds other values")
             self._trusted_base.add(key)
@@ -326,10 +322,15 @@ class Bundle:
         )
 
 
-def _other_spelling(name: str, base: Checkpoint) -> str | None:
-    """The name in a copy of the base that was saved with or without a leading prefix."""
-    tails = [n for n in base if n.endswith("." + name) or name.endswith("." + n)]
-    return tails[0] if len(tails) == 1 else None
+def _name_in(base: Checkpoint, name: str) -> str | None:
+    """A tensor's name in a copy of the base, which may have a leading prefix more or less."""
+    if name in base:
+        return name
+    shorter = name.partition(".")[2]
+    if shorter in base:
+        return shorter
+    longer = [n for n in base if n.partition(".")[2] == name]
+    return longer[0] if len(longer) == 1 else None
 
 
 def _check_shapes(

@@ -31,6 +31,7 @@ Array = NDArray[Any]
 _SMALL_FILES: Final = (".json", ".jinja", ".txt", ".model", ".md", ".tiktoken")
 _LICENCES: Final = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 _NOT_THE_EXPERTS: Final = ("trainer_state.json", "training_args.json", "all_results.json")
+_INDEX: Final = "*.safetensors.index.json"
 _MAX_SMALL_FILE: Final = 64 << 20
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HOW_TO_CONVERT: Final = (
@@ -122,6 +123,7 @@ class Checkpoint:
                     both = f"{names[name].name} and {file.path.name}"
                     raise CheckpointError(f"{source}: tensor {name!r} is in both {both}")
                 names[name] = file.path
+        _check_index(source, names)
         return Checkpoint(path=source, files=files, repo=repo, revision=revision)
 
     @cached_property
@@ -228,7 +230,7 @@ def _weight_files(source: Path) -> list[Path]:
             f"{source}: a LoRA adapter, not a full checkpoint; merge it into its base first, with "
             "peft: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIR)"
         )
-    if indexes := sorted(source.glob("*.safetensors.index.json")):
+    if indexes := sorted(source.glob(_INDEX)):
         return _indexed_files(indexes[0])
     if (source / "model.safetensors").exists():
         return [source / "model.safetensors"]
@@ -238,14 +240,20 @@ def _weight_files(source: Path) -> list[Path]:
     return files
 
 
-def _indexed_files(index: Path) -> list[Path]:
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor name to shard."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        shards = set(weight_map.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index}: not a safetensors index") from None
-    if not all(isinstance(n, str) and n == Path(n).name for n in names):
+    if not all(isinstance(n, str) and n == Path(n).name for n in shards):
         raise CheckpointError(f"{index}: names a shard outside its folder")
+    return dict(weight_map)
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    names = sorted(set(_read_index(index).values()))
     missing = [n for n in names if not (index.parent / n).is_file()]
     if missing:
         raise CheckpointError(
@@ -253,6 +261,14 @@ def _indexed_files(index: Path) -> list[Path]:
             f"{missing[0]}; is the download complete?"
         )
     return [index.parent / n for n in names]
+
+
+def _check_index(source: Path, found: Mapping[str, Path]) -> None:
+    """Refuse an index that promises tensors which its shards lack."""
+    for index in sorted(source.glob(_INDEX))[:1] if source.is_dir() else ():
+        missing = [n for n, shard in _read_index(index).items() if found.get(n) != source / shard]
+        if missing:
+            raise CheckpointError(f"{index}: tensor {missing[0]!r} is not in the shard it names")
 
 
 def _refuse_file(path: Path) -> None:

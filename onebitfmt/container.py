@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
 
 from onebitfmt.checkpoint import MappedFile, Tensor
-from onebitfmt.errors import FormatError
+from onebitfmt.errors import FormatError, MissingBundleError
 from onebitfmt.format.limits import MAX_MANIFEST_BYTES
 from onebitfmt.format.manifest import (
     FILE_NAME,
@@ -69,7 +69,8 @@ class Container:
     @property
     def missing_files(self) -> list[str]:
         """Listed files that are not there."""
-        return [f for f in self.manifest.files if not (self.path / f).is_file()]
+        # os.path answers False where pathlib raises: a name may be too long for the file system.
+        return [f for f in self.manifest.files if not os.path.isfile(self.path / f)]
 
     @property
     def nbytes(self) -> int:
@@ -86,18 +87,37 @@ class Container:
                 problem = f"this file is not here; the bundle was fetched without group {group!r}"
                 raise FormatError("OBD-DIR-MISSING", str(path), problem)
             header = read_header(path)
-            check_group_file(path, header, self._expected(name))
+            entries = self.manifest.tensors
+            stored = [
+                s for n in self._tensors_of.get(name, ()) for s in stored_names(n, entries[n])
+            ]
+            check_group_file(path, header, stored)
             self._files[name] = MappedFile(path, header)
         return self._files[name]
 
-    def _expected(self, file: str) -> Iterator[str]:
-        for name, entry in self.manifest.tensors.items():
-            if self.manifest.group_file(name) == file:
-                yield from stored_names(name, entry)
+    @cached_property
+    def _tensors_of(self) -> dict[str, list[str]]:
+        """Names of the tensors that each group file holds."""
+        tensors: dict[str, list[str]] = {}
+        for name in self.manifest.tensors:
+            if (path := self.file_of(name)) is not None:
+                tensors.setdefault(path, []).append(name)
+        return tensors
+
+    @cached_property
+    def _group_files(self) -> dict[str, tuple[str, ...]]:
+        return {group.name: group.files for group in self.manifest.groups}
+
+    def file_of(self, name: str) -> str | None:
+        """The group file that holds a tensor's bytes; None where nothing is stored."""
+        entry = self.manifest.tensors[name]
+        if isinstance(entry.coding, Exact | Terms):
+            return self._group_files[entry.group][entry.coding.shard]
+        return None
 
     def parts(self, name: str, entry: TensorEntry) -> list[Tensor]:
         """The stored parts of a tensor, their digest checked the first time."""
-        path = self.manifest.group_file(name)
+        path = self.file_of(name)
         assert path is not None
         assert isinstance(entry.coding, Exact | Terms)
         file = self.file(path)
@@ -114,7 +134,7 @@ class Container:
 
     def release(self, name: str) -> None:
         """Let go of the memory pages of a tensor's stored bytes."""
-        path = self.manifest.group_file(name)
+        path = self.file_of(name)
         if path is not None:
             for part in stored_names(name, self.manifest.tensors[name]):
                 self.file(path).release(part)
@@ -123,7 +143,7 @@ class Container:
 def _read_manifest(folder: Path, links: bool) -> bytes:
     path = folder / FILE_NAME
     if not folder.is_dir():
-        raise FormatError("OBD-DIR-MANIFEST", str(folder), "no such bundle folder")
+        raise MissingBundleError(str(folder))
     if not path.is_file() or (path.is_symlink() and not links):
         raise FormatError("OBD-DIR-MANIFEST", str(path), "no manifest; not an .obd bundle")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -137,11 +157,12 @@ def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
     for parent, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(parent) / name
-            mode = path.stat().st_mode if links else path.lstat().st_mode
+            mode = path.lstat().st_mode
             relative = path.relative_to(folder).as_posix()
             if stat.S_ISDIR(mode):
                 continue
-            if not stat.S_ISREG(mode):
+            # Links to folders never: what is behind them would not be walked.
+            if not (stat.S_ISREG(mode) or (links and stat.S_ISLNK(mode) and path.is_file())):
                 raise FormatError("OBD-DIR-LINK", str(path), "not a plain file")
             if relative == FILE_NAME:
                 continue

@@ -9,6 +9,7 @@
     ├── OutputError             the output cannot be written, or exists
     ├── MissingDependencyError  an optional package is not installed
     └── FormatError             bytes that are not a valid bundle
+        ├── MissingBundleError  there is no folder at the path at all
         └── UnsupportedError    a valid bundle that is newer than this reader
 
 Library code never prints and never exits: errors carry the words, the CLI decides on exit codes.
@@ -43,9 +44,13 @@ class MissingDependencyError(OnebitError):
     """An optional package is needed; the message gives the command that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed; install it with: pip install 'onebitfmt[{extra}]'"
-        )
+        # The parts, not the message, go to the base class: unpickling calls with these.
+        super().__init__(package, extra)
+
+    def __str__(self) -> str:
+        """Message with the remedy."""
+        package, extra = self.args
+        return f"{package} is not installed; install it with: pip install 'onebitfmt[{extra}]'"
 
 
 class FormatError(OnebitError):
@@ -55,11 +60,27 @@ class FormatError(OnebitError):
     """
 
     def __init__(self, id: str, where: str, problem: str) -> None:
-        super().__init__(f"{where}: {problem} [{id}]")
+        # The parts, not the message, go to the base class: unpickling calls with these.
+        super().__init__(id, where, problem)
         self.id = id
         self.where = where
         self.problem = problem
 
+    def __str__(self) -> str:
+        """Place, problem and requirement."""
+        return f"{self.where}: {self.problem} [{self.id}]"
+
 
 class UnsupportedError(FormatError):
     """A bundle that needs a newer reader: its version or a feature is unknown here."""
+
+
+class MissingBundleError(FormatError):
+    """No bundle to speak of: the path leads to no folder."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__("OBD-DIR-MANIFEST", where, "no such bundle folder")
+
+    def __reduce__(self) -> tuple[type[MissingBundleError], tuple[str]]:
+        """Unpickling takes the place alone."""
+        return MissingBundleError, (self.where,)

@@ -48,7 +48,11 @@ def match_names(
             f"are in the base (for example it has {next(iter(expert), None)!r}, the base "
             f"{next(iter(base), None)!r})"
         )
-    by_shape = {expert.span(e).shape: matches[e] for e in embeddings if matches.get(e)}
+    # In model order, so that the layout of the expert's files does not decide.
+    by_shape: dict[tuple[int, ...], str | None] = {}
+    for embedding in model_order(embeddings):
+        if matches.get(embedding):
+            by_shape.setdefault(expert.span(embedding).shape, matches[embedding])
     for name, candidate in matches.items():
         if candidate is None and _is_head(name):
             matches[name] = by_shape.get(expert.span(name).shape)

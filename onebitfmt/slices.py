@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onebitfmt.errors import UsageError
 from onebitfmt.format.dtypes import matrices
 
 Array = NDArray[Any]
@@ -63,6 +64,13 @@ def assemble(
     for k in range(out.shape[0]):
         out[k] = block(top * per_row + k, slice(0, height), slice(first, right))[:, inner]
     return out.reshape(bottom - top, *shape[1:-1], right - left)
+
+
+def check_steps(*cuts: slice | None) -> None:
+    """Raises `UsageError` for a slice that leaves something out or goes backwards."""
+    for cut in cuts:
+        if cut is not None and cut.step not in (None, 1):
+            raise UsageError(f"slices have step 1, not {cut.step}")
 
 
 def bounds(cut: slice | None, length: int) -> tuple[int, int]:

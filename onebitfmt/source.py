@@ -37,6 +37,7 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -58,6 +59,8 @@ def _download(repo: str, revision: str | None) -> Path:
         problem = "no such local path, and no such model on the Hub (or private: hf auth login)"
     except LocalEntryNotFoundError:
         problem = "not a local path, not in the Hub cache, and the Hub cannot be reached"
+    except HFValidationError:
+        problem = "no such file or folder, and not a Hub id (ns/name)"
     except (HfHubHTTPError, OSError) as e:
         problem = f"the Hub download failed: {e}"
     else:

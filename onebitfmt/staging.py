@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,14 +23,21 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
 
-def check_output(output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
-    """Refuse early: an output that exists, or that is not ours to replace. Raises `OutputError`."""
+def check_output(
+    output: Path, *, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Iterable[Path] = ()
+) -> None:
+    """Refuse early: an output that exists, is not ours to replace, or is among its own inputs.
+
+    Raises `OutputError`.
+    """
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder")
     if not output.exists():
         return
     if not overwrite:
         raise OutputError(f"{output} exists; pass --overwrite to replace it")
+    if any(path.resolve().is_relative_to(output.resolve()) for path in inputs):
+        raise OutputError(f"{output} is an input, too; write to another folder")
     if not output.is_dir() or (any(output.iterdir()) and not is_ours(output)):
         raise OutputError(f"{output} is not something this command writes; it is left alone")
 
@@ -52,6 +60,9 @@ def staged(output: Path) -> Iterator[Path]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{output.parent}: no space left; nothing was written") from None
+        if e.errno == errno.EFBIG:
+            problem = "a file grew too large for this disk or its limits; try a smaller shard size"
+            raise OutputError(f"{output.parent}: {problem}; nothing was written") from None
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise OutputError(f"{output.parent}: cannot write there ({e.strerror})") from None
         raise
@@ -61,7 +72,7 @@ def staged(output: Path) -> Iterator[Path]:
 
 def _remove_abandoned(output: Path) -> None:
     """Clear what a killed process left for this output."""
-    for path in output.parent.glob(f".{output.name}.partial-*-*"):
+    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*-*"):
         pid = path.name.split("-")[-2]
         if pid.isdigit() and not _is_running(int(pid)):
             shutil.rmtree(path, ignore_errors=True)

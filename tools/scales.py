@@ -12,7 +12,7 @@ from typing import Final
 from family import FAMILY, TASKS, exact_match, prompts
 
 from onebitfmt import ConvertOptions, SignOptions, convert, restore
-from onebitfmt.encode import summary
+from onebitfmt.verbs.encode import summary
 
 CODINGS: Final = (
     ("paper: matrix, zeros plus", SignOptions(scale="matrix", balanced=False)),
@@ -47,11 +47,11 @@ def main() -> None:
         print(f"{'':19} {label:28} " + "  ".join(f"{m:5.1f}" for m in marks), flush=True)
     with tempfile.TemporaryDirectory() as name:
         for position, preset in POSITIONS.items():
-            for label, sign in CODINGS:
+            for coding, sign in CODINGS:
                 got = [measure(task, preset, sign, Path(name)) for task in TASKS]
-                marks = "  ".join(f"{mark:5.1f}" for mark, _ in got)
+                exact = "  ".join(f"{mark:5.1f}" for mark, _ in got)
                 errors = "  ".join(f"{error:.3f}" for _, error in got)
-                print(f"{position:19} {label:28} {marks}     {errors}", flush=True)
+                print(f"{position:19} {coding:28} {exact}     {errors}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from onebitfmt.cli import convert, inspect, restore, storage, verify
 
 app = typer.Typer(
     name="obd",
-    help="Keep fine-tuned experts as one-bit task vectors against one base model.",
     no_args_is_help=True,
     rich_markup_mode=None,  # loading rich would double the time to answer
     add_completion=False,

@@ -15,6 +15,7 @@ import typer
 from onebitfmt.errors import (
     BaseMismatchError,
     FormatError,
+    MissingBundleError,
     OnebitError,
     UnsupportedError,
     UsageError,
@@ -30,6 +31,7 @@ INTERRUPTED: Final = 130
 # In this order: the first class that fits decides.
 _EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (UnsupportedError, COULD_NOT),
+    (MissingBundleError, COULD_NOT),
     (FormatError, NO),
     (BaseMismatchError, NO),
     (UsageError, USAGE),

@@ -26,9 +26,9 @@ from onebitfmt.errors import MissingDependencyError, UsageError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from onebitfmt.convert import ConversionReport
-    from onebitfmt.encode import Outcome
-    from onebitfmt.plan import ConvertOptions
+    from onebitfmt.verbs.convert import ConversionReport
+    from onebitfmt.verbs.encode import Outcome
+    from onebitfmt.verbs.plan import ConvertOptions
 
 _COLUMNS = (
     "group", "tensors", "one-bit", "full", "stored", "bits/weight", "rel. sq. error", "zeros",
@@ -74,8 +74,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Convert a fine-tuned checkpoint to an .obd bundle."""
-    from onebitfmt.convert import convert, work_bytes
     from onebitfmt.source import open_checkpoint
+    from onebitfmt.verbs.convert import convert, work_bytes
 
     options = _options(
         preset=preset, onebit=onebit, exact=exact, group=group, scale=scale, planes=planes,
@@ -108,7 +108,7 @@ def _options(
     from onebitfmt.codecs.sign import SignOptions
     from onebitfmt.format.manifest import SCALE_TENSORS
     from onebitfmt.groups import Override
-    from onebitfmt.plan import ConvertOptions
+    from onebitfmt.verbs.plan import ConvertOptions
 
     if scale not in SCALE_TENSORS:
         raise UsageError(f"unknown scale {scale!r}; the scales are {', '.join(SCALE_TENSORS)}")
@@ -154,7 +154,7 @@ def _by_group(report: ConversionReport) -> dict[str, list[Outcome]]:
 
 
 def _row(name: str, outcomes: list[Outcome]) -> dict[str, Any]:
-    from onebitfmt.encode import summary
+    from onebitfmt.verbs.encode import summary
 
     fidelities = [o.fidelity for o in outcomes if o.fidelity is not None]
     elements = sum(o.elements for o in outcomes)

@@ -100,7 +100,7 @@ def _tensor_row(container: Container, name: str, entry: TensorEntry) -> list[str
     from onebitfmt.report.storage import stored_bytes
 
     shape = "x".join(map(str, entry.shape)) or "scalar"
-    path = container.manifest.group_file(name)
+    path = container.file_of(name)
     stored = "missing" if path in container.missing_files else size(stored_bytes(container, name))
     return [name, entry.group, entry.dtype, shape, coding_name(entry), stored]
 

@@ -26,10 +26,6 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
-    allow_base_mismatch: Annotated[
-        bool,
-        typer.Option("--allow-base-mismatch", help="Apply to another base; nothing is then exact."),
-    ] = False,
     jobs: Jobs = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -37,10 +33,10 @@ def run(
 ) -> None:
     """Rebuild an expert as a plain Hugging Face checkpoint."""
     from onebitfmt.bundle import Bundle
-    from onebitfmt.restore import restore, restored_bytes
     from onebitfmt.source import open_checkpoint
+    from onebitfmt.verbs.restore import restore, restored_bytes
 
-    opened = Bundle.open(bundle, check_base=not allow_base_mismatch)
+    opened = Bundle.open(bundle)
     of_base = open_checkpoint(base)
     with progress(f"restore {output.name}", restored_bytes(opened), quiet=quiet) as done:
         files = restore(

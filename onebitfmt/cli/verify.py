@@ -23,13 +23,15 @@ def run(
 ) -> None:
     """Check a bundle: every digest, every rule of the format; with --base every tensor."""
     from onebitfmt.bundle import Bundle
-    from onebitfmt.errors import FormatError
+    from onebitfmt.errors import FormatError, MissingBundleError
     from onebitfmt.source import open_checkpoint
-    from onebitfmt.verify import verify, verify_bytes
+    from onebitfmt.verbs.verify import verify, verify_bytes
 
     of_base = open_checkpoint(base) if base else None
     try:
         total = verify_bytes(Bundle.open(bundle), with_base=base is not None)
+    except MissingBundleError:
+        raise
     except FormatError:
         total = 0  # The report says what is wrong.
     with progress(f"verify {bundle.name}", total, quiet=quiet) as done:

@@ -74,7 +74,9 @@ def encode(
     options: SignOptions,
     workers: Workers,
 ) -> tuple[tuple[Plane, ...], Fidelity] | None:
-    """Sign planes of the task vector expert - base, or None where a difference is not finite.
+    """Sign planes of the task vector expert - base, or None where it is not finite.
+
+    A difference above 1e19, whose square overflows, counts as not finite, too.
 
     Both arrays are bit patterns [S, R, C] of the types `dtypes` (base, expert). The result depends
     on nothing else: not on the number of threads, nor on how the arrays lie in memory.
@@ -139,7 +141,7 @@ class _MatrixEncoder:
             energy = float(_ordered_sum(sums[:, 1]))
             if not isfinite(energy) or not isfinite(float(_ordered_sum(sums[:, 0]))):
                 return _Totals(energy=float("inf"), error=0.0, zeros=0)
-        zeros = int(sums[:, 2].sum())
+        zeros, row_sums = int(sums[:, 2].sum()), sums[:, 0]
         if kind == "matrix":
             plane.rows[s] = _stored(np.array([_ordered_sum(sums[:, 0]) / self.expert.size]))
         elif kind == "row":
@@ -153,7 +155,13 @@ class _MatrixEncoder:
             sums, _ = self._pass(found, plane.columns[s], None, False)
             norm = float(_ordered_sum(plane.columns[s].astype(np.float64) ** 2))
             plane.rows[s] = _stored(sums[:, 0] / norm if norm > 0.0 else sums[:, 0])
-        error = energy + _error_change(plane, s, sums[:, 0], column_sums, kind)
+        change = _error_change(plane, s, sums[:, 0], column_sums, kind)
+        if kind == "rank1" and change > -_ordered_sum(row_sums**2) / width:
+            # One step from the columns' means can end above the row scales alone: use those.
+            plane.columns[s] = 1.0
+            plane.rows[s] = _stored(row_sums / width)
+            change = _error_change(plane, s, row_sums, column_sums, kind)
+        error = energy + change
         return _Totals(energy=energy, error=error, zeros=zeros)
 
     def _pass(
@@ -206,9 +214,9 @@ def fits_half(values: Array) -> bool:
 
 def _stored(values: Array) -> Array:
     """Scales as they will be stored: rounded to F16 if that can hold them, else to F32."""
-    if fits_half(values):
-        return values.astype(np.float16).astype(np.float32)
-    return values.astype(np.float32)
+    single = values.astype(np.float32)
+    # `stored_scales` sees the rounded values: both must come to the same choice at F16's limits.
+    return values.astype(np.float16).astype(np.float32) if fits_half(single) else single
 
 
 def stored_scales(plane: Plane, shape: tuple[int, ...], kind: str) -> dict[str, Array]:

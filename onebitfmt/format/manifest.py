@@ -132,14 +132,6 @@ class Manifest:
     metadata: Mapping[str, str] = field(default_factory=dict)
     version: str = VERSION
 
-    def group_file(self, name: str) -> str | None:
-        """The path of the group file that holds a tensor's bytes; None where nothing is stored."""
-        entry = self.tensors[name]
-        if isinstance(entry.coding, (Same, Tied)):
-            return None
-        group = next(g for g in self.groups if g.name == entry.group)
-        return group.files[entry.coding.shard]
-
 
 def group_file_names(group: str, count: int) -> tuple[str, ...]:
     """The file names of a group stored in `count` shards (spec section 3)."""

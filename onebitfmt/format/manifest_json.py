@@ -172,8 +172,9 @@ def _load_manifest(cursor: Cursor) -> Manifest:
         version=f["version"].string(),
     )
     _check_groups(manifest, f["groups"], f["files"])
+    groups = {g.name: g for g in manifest.groups}
     for name, entry_cursor in f["tensors"].entries():
-        _check_entry(manifest, name, entry_cursor)
+        _check_entry(manifest, groups, name, entry_cursor)
     return manifest
 
 
@@ -298,24 +299,40 @@ def _shape(cursor: Cursor, dtype: str) -> tuple[int, ...]:
 
 
 def _check_name(name: str, cursor: Cursor) -> str:
-    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES or _CONTROL.search(name):
+    if not is_tensor_name(name):
         cursor.fail("OBD-MAN-VALUE", "not a tensor name: empty, too long, or control characters")
     return name
 
 
 def _check_path(path: str, cursor: Cursor) -> str:
-    """No path from a manifest may leave the bundle, on any operating system (spec 11)."""
-    parts = path.split("/")
-    bad = (
-        not 1 <= len(path.encode()) <= MAX_PATH_BYTES
-        or len(parts) > MAX_PATH_COMPONENTS
-        or any(part in ("", ".", "..") for part in parts)
-        or any(c in path for c in "\\:")
-        or _CONTROL.search(path)
-    )
-    if bad:
+    if not is_path(path):
         cursor.fail("OBD-MAN-PATH", "not a plain relative path")
     return path
+
+
+def is_tensor_name(name: str) -> bool:
+    """True for what may name a tensor (spec 4.6)."""
+    return 1 <= _size(name) <= MAX_NAME_BYTES and not _CONTROL.search(name)
+
+
+def is_path(path: str) -> bool:
+    """True for a path that leaves the bundle on no operating system (spec 11)."""
+    parts = path.split("/")
+    return (
+        1 <= _size(path) <= MAX_PATH_BYTES
+        and len(parts) <= MAX_PATH_COMPONENTS
+        and not any(part in ("", ".", "..") for part in parts)
+        and not any(c in path for c in "\\:")
+        and not _CONTROL.search(path)
+    )
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8; 0 for a file name that is not text, which no manifest can hold."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0
 
 
 def _check_groups(manifest: Manifest, groups: Cursor, files: Cursor) -> None:
@@ -334,9 +351,11 @@ def _check_groups(manifest: Manifest, groups: Cursor, files: Cursor) -> None:
             files.fail("OBD-MAN-FILE", f"{path!r} belongs to no group and not to {EXPERT_FOLDER}")
 
 
-def _check_entry(manifest: Manifest, name: str, cursor: Cursor) -> None:
+def _check_entry(
+    manifest: Manifest, groups: Mapping[str, LayerGroup], name: str, cursor: Cursor
+) -> None:
     entry = manifest.tensors[name]
-    group = next((g for g in manifest.groups if g.name == entry.group), None)
+    group = groups.get(entry.group)
     if group is None:
         cursor.fail("OBD-MAN-GROUP", f"group {entry.group!r} is not listed")
     coding = entry.coding

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 
 from onebitfmt.errors import FormatError
 from onebitfmt.format.dtypes import DTYPES, nbytes
-from onebitfmt.format.limits import MAX_DIMENSIONS, MAX_HEADER_BYTES
+from onebitfmt.format.limits import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_INTEGER
 from onebitfmt.format.strict_json import Cursor, parse
 
 Buffer = bytes | bytearray | memoryview
@@ -106,6 +106,9 @@ def _check_offsets(spans: Mapping[str, Span], begin: int, size: int, where: str)
             raise FormatError("OBD-ST-OFFSETS", where, f"hole or overlap before {name!r}")
         if span.end - span.begin != nbytes(span.dtype, span.shape):
             raise FormatError("OBD-ST-OFFSETS", where, f"size of {name!r} is not that of its shape")
+        # As in the manifest, zero-length axes must not hide an absurd product of the others.
+        if nbytes(span.dtype, tuple(max(n, 1) for n in span.shape)) > MAX_INTEGER:
+            raise FormatError("OBD-ST-OFFSETS", where, f"the shape of {name!r} is absurd")
         position = span.end
     if position != size:
         problem = f"the tensors end at byte {position}, the file at {size}"

@@ -1,5 +1,9 @@
-"""Loops over weights: numba on the CPU (`cpu`), and their plain numpy twins (`reference`).
+"""Loops over weights, compiled by numba on first use, and their plain numpy twins.
 
-Both offer the same functions and agree bit for bit; codecs use `cpu`, tests compare the two.
+`cpu` has what signs need, `symbols` what the exact coding needs; `reference` has the same functions
+in numpy, and tests compare the two bit for bit. Kernels are single-threaded and hold no GIL:
+parallelism is the caller's thread pool over row blocks and chunks, since numba's own threading
+layer is not safe under several Python threads or after a fork. No fast-math, and every sum has a
+stated order, so that results do not depend on threads, blocks or machine.
 Arrays hold bit patterns: uint16 for BF16 and F16, uint32 for F32.
 """

@@ -1,4 +1,4 @@
-"""The CPU kernels, compiled by numba on first use: single-threaded, without the GIL.
+"""The sign kernels on the CPU: encode, rebuild, and conversions of floats.
 
 Parallelism is the caller's thread pool over row blocks and chunks: numba's own threading layer is
 not safe under several Python threads or after a fork. No fast-math, and every sum has a stated
@@ -7,13 +7,12 @@ order, so that results do not depend on threads, blocks or machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from onebitfmt.kernels.compile import kernel
 from onebitfmt.kernels.vector import (
     SUM_LANES,
     add_signed,
@@ -33,16 +32,8 @@ Array = NDArray[Any]
 # Columns that are worked on at once: a scratch row of float32 stays in the first-level cache.
 SEGMENT = 2048
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def _kernel(function: Function) -> Function:
-    """Compile on first use, cached on disk, run without the GIL."""
-    compiled = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")(function)
-    return cast(Function, compiled)
-
-
-@_kernel
+@kernel
 def _half_to_float(u: Any) -> Any:
     # Integer arithmetic: LLVM's own conversion needs F16C, which not every CPU has.
     magnitude = np.uint32(u & np.uint16(0x7FFF)) << np.uint32(13)
@@ -52,7 +43,7 @@ def _half_to_float(u: Any) -> Any:
     return float_of_bits(bits | (np.uint32(u & np.uint16(0x8000)) << np.uint32(16)))
 
 
-@_kernel
+@kernel
 def _float_to_half(x: Any) -> Any:
     u = bits_of_float(x)
     m = u & np.uint32(0x7FFFFFFF)
@@ -65,7 +56,7 @@ def _float_to_half(x: Any) -> Any:
     return np.uint16(huge if m >= np.uint32(0x47800000) else r) | sign
 
 
-@_kernel
+@kernel
 def _float_to_bfloat(x: Any) -> Any:
     u = bits_of_float(x)
     r = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -74,7 +65,7 @@ def _float_to_bfloat(x: Any) -> Any:
     return np.uint16(quiet if nan else r)
 
 
-@_kernel
+@kernel
 def _widen(source: Any, dtype: Any, out: Any) -> None:
     """float32 values of bit patterns; dtype is 0 for BF16, 1 for F16, 2 for F32."""
     if dtype == 0:
@@ -88,7 +79,7 @@ def _widen(source: Any, dtype: Any, out: Any) -> None:
             out[j] = float_of_bits(np.uint32(source[j]))
 
 
-@_kernel
+@kernel
 def _difference(base: Any, expert: Any, dtypes: Any, out: Any, scratch: Any) -> None:
     """out = expert - base in float32."""
     if dtypes[0] == 0 and dtypes[1] == 0:
@@ -102,19 +93,19 @@ def _difference(base: Any, expert: Any, dtypes: Any, out: Any, scratch: Any) -> 
         out[j] -= scratch[j]
 
 
-@_kernel
+@kernel
 def widen(source: Array, dtype: int, out: Array) -> None:
     """out[i] = float32 value of the bit pattern source[i] (1-D); dtype 0 BF16, 1 F16, 2 F32."""
     _widen(source, dtype, out)
 
 
-@_kernel
+@kernel
 def narrow(source: Array, dtype: int, out: Array) -> None:
     """out[i] = bit pattern of source[i] (float32, 1-D), rounded to nearest even; NaN is quiet."""
     _narrow(source, dtype, out)
 
 
-@_kernel
+@kernel
 def _narrow(source: Any, dtype: Any, out: Any) -> None:
     if dtype == 0:
         for j in range(source.size):
@@ -129,7 +120,7 @@ def _narrow(source: Any, dtype: Any, out: Any) -> None:
             out[j] = ((u & np.uint32(0x80000000)) | np.uint32(0x7FC00000)) if nan else u
 
 
-@_kernel
+@kernel
 def _zero_signs(word: Any) -> Any:
     """64 evenly spread bits for a word index: the splitmix64 finaliser."""
     z = (word + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -138,7 +129,7 @@ def _zero_signs(word: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
-@_kernel
+@kernel
 def _read_word(row: Any, byte: Any) -> Any:
     if byte + 8 <= row.size:
         return load_word(row.ctypes.data + byte)
@@ -148,7 +139,7 @@ def _read_word(row: Any, byte: Any) -> Any:
     return word
 
 
-@_kernel
+@kernel
 def _write_word(row: Any, byte: Any, word: Any) -> None:
     if byte + 8 <= row.size:
         store_word(row.ctypes.data + byte, word)
@@ -157,13 +148,13 @@ def _write_word(row: Any, byte: Any, word: Any) -> None:
         row[byte + k] = np.uint8(word >> np.uint64(8 * k))
 
 
-@_kernel
+@kernel
 def _magnitudes(row_scale: Any, columns: Any, out: Any) -> None:
     for j in range(columns.size):
         out[j] = row_scale * columns[j]
 
 
-@_kernel
+@kernel
 def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> None:
     """Add ±magnitudes to a segment of `width` columns that begins at column `first`."""
     for j in range(0, width, 64):
@@ -171,7 +162,7 @@ def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> 
         add_signed(target.ctypes.data + 4 * j, magnitudes.ctypes.data + 4 * j, mask)
 
 
-@_kernel
+@kernel
 def _pack(masks: Any, first: Any, width: Any, word: Any, balanced: Any, bits: Any) -> Any:
     """Write the sign bits of a segment from its masks; gives the number of zeros."""
     zeros = 0
@@ -186,7 +177,7 @@ def _pack(masks: Any, first: Any, width: Any, word: Any, balanced: Any, bits: An
     return zeros
 
 
-@_kernel
+@kernel
 def _segment_delta(
     base: Any, expert: Any, dtypes: Any, planes: Any, span: Any, out: Any, scratch: Any
 ) -> None:
@@ -200,7 +191,7 @@ def _segment_delta(
     out[width : (width + 63) // 64 * 64] = np.float32(0)
 
 
-@_kernel
+@kernel
 def sign_pass(
     base: Array,
     expert: Array,
@@ -233,7 +224,9 @@ def sign_pass(
     # Vectors of 64 lanes read past the last column.
     factors = np.zeros(weights.size + 63, np.float32)
     factors[: weights.size] = weights
-    fused = planes[0].shape[0] == 0 and dtypes[0] == 0 and dtypes[1] == 0
+    # The fused step reads addresses: a row's weights must lie side by side.
+    dense = base.strides[1] == base.itemsize and expert.strides[1] == expert.itemsize
+    fused = dense and planes[0].shape[0] == 0 and dtypes[0] == 0 and dtypes[1] == 0
     for i in range(height):
         lanes[:] = 0.0
         zeros = 0
@@ -265,7 +258,7 @@ def sign_pass(
                 column_sums[j] += np.float64(abs(delta[j]))
 
 
-@_kernel
+@kernel
 def _fused(
     base: Any, expert: Any, width: Any, delta: Any, factor: Any, lanes: Any, masks: Any
 ) -> None:
@@ -277,7 +270,7 @@ def _fused(
         bfloat_step(b + 2 * j, e + 2 * j, d + 4 * j, at, sums, m + (j >> 2))
 
 
-@_kernel
+@kernel
 def _accumulate(d: Any, factor: Any, width: Any, lanes: Any, masks: Any) -> None:
     """Sums and masks of a segment; what lies behind its end is zero and adds nothing."""
     for j in range(0, width, 64):
@@ -287,7 +280,7 @@ def _accumulate(d: Any, factor: Any, width: Any, lanes: Any, masks: Any) -> None
         masks[j >> 6, 1] = zero_mask(x)
 
 
-@_kernel
+@kernel
 def rebuild_rows(
     base: Array, dtypes: tuple[int, int], planes: tuple[Array, Array, Array], out: Array
 ) -> None:
@@ -309,7 +302,7 @@ def rebuild_rows(
             _narrow(d[:n], dtypes[1], out[i, first : first + n])
 
 
-@_kernel
+@kernel
 def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any) -> None:
     # -0 is the neutral start: adding the first term to it is exact, its sign of zero included.
     out[:n] = np.float32(-0.0)
@@ -318,7 +311,7 @@ def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any
         _signed(out, planes[0][p, i], first, scratch, n)
 
 
-@_kernel
+@kernel
 def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
     """out [R, C] float32 = sum of sign planes (spec section 6.1); `planes` as in `sign_pass`."""
     height, width = out.shape
@@ -329,138 +322,3 @@ def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
             n = min(SEGMENT, width - first)
             _task_vector(planes, i, first, n, d, scratch)
             out[i, first : first + n] = d[:n]
-
-
-@_kernel
-def count_keys(prediction: Array, shift: int, mask: int) -> Array:
-    """How often each key (exponent field of the prediction) occurs: int64 [mask + 1]."""
-    counts = np.zeros(mask + 1, np.int64)
-    for i in range(prediction.size):
-        counts[(np.uint64(prediction[i]) >> np.uint64(shift)) & np.uint64(mask)] += 1
-    return counts
-
-
-@_kernel
-def _ordered(u: Any, width: Any, is_float: Any) -> Any:
-    """An integer that grows with the value of the bit pattern (spec section 6.2)."""
-    if not is_float:
-        return u
-    # Only the low `width` bits of the result count.
-    negative = np.uint64(0) - (u >> (width - np.uint64(1)))
-    return u ^ (negative | (np.uint64(1) << (width - np.uint64(1))))
-
-
-@_kernel
-def to_symbols(
-    values: Array,
-    prediction: Array,
-    key: tuple[int, int],
-    is_float: bool,
-    starts: Array,
-    out: Array,
-) -> None:
-    """Zigzagged differences of two bit patterns, stably sorted by key (spec section 6.2).
-
-    `key` is (shift, mask) of the prediction's exponent field; `starts` [mask + 1] is where each
-    key's symbols begin in `out`. All arrays but `starts` are unsigned integers of one width.
-    """
-    width = np.uint64(8 * values.itemsize)
-    full = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)
-    one = np.uint64(1)
-    position = starts.copy()
-    for i in range(values.size):
-        p = np.uint64(prediction[i])
-        v = _ordered(np.uint64(values[i]), width, is_float)
-        d = (v - _ordered(p, width, is_float)) & full
-        z = ((d << one) ^ (np.uint64(0) - (d >> (width - one)))) & full
-        k = (p >> np.uint64(key[0])) & np.uint64(key[1])
-        out[position[k]] = z
-        position[k] += 1
-
-
-@_kernel
-def from_symbols(
-    symbols: Array,
-    prediction: Array,
-    key: tuple[int, int],
-    is_float: bool,
-    starts: Array,
-    out: Array,
-) -> None:
-    """The inverse of `to_symbols`."""
-    width = np.uint64(8 * out.itemsize)
-    full = np.uint64(0xFFFFFFFFFFFFFFFF) >> (np.uint64(64) - width)
-    one = np.uint64(1)
-    position = starts.copy()
-    for i in range(out.size):
-        p = np.uint64(prediction[i])
-        k = (p >> np.uint64(key[0])) & np.uint64(key[1])
-        z = np.uint64(symbols[position[k]])
-        position[k] += 1
-        d = (z >> one) ^ (np.uint64(0) - (z & one))
-        v = (d + _ordered(p, width, is_float)) & full
-        if is_float:
-            # The mapping set the top bit of what was positive.
-            positive = v >> (width - one)
-            v ^= (np.uint64(0) - (one - positive)) | (one << (width - one))
-            v &= full
-        out[i] = v
-
-
-@_kernel
-def pack_bits(values: Array, width: int, out: Array) -> None:
-    """The low `width` bits of each value, one after the other, least significant bit first.
-
-    `values` [n] are unsigned integers below 2**width, width 1 to 7; `out` is uint8
-    [ceil(n * width / 8)], its unused bits become zero.
-    """
-    held = 0
-    word = np.uint64(0)
-    at = 0
-    for i in range(values.size):
-        word |= np.uint64(values[i]) << np.uint64(held)
-        held += width
-        if held >= 8:
-            out[at] = np.uint8(word & np.uint64(0xFF))
-            word >>= np.uint64(8)
-            held -= 8
-            at += 1
-    if held:
-        out[at] = np.uint8(word)
-
-
-@_kernel
-def unpack_bits(packed: Array, width: int, out: Array) -> None:
-    """The inverse of `pack_bits`; `out` [n] is of any unsigned type."""
-    held = 0
-    word = np.uint64(0)
-    at = 0
-    mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
-    for i in range(out.size):
-        if held < width:
-            word |= np.uint64(packed[at]) << np.uint64(held)
-            at += 1
-            held += 8
-        out[i] = word & mask
-        word >>= np.uint64(width)
-        held -= width
-
-
-@_kernel
-def huffman_bits(counts: Array) -> int:
-    """Bits that an optimal Huffman code spends on symbols of these counts (int64, sorted up)."""
-    n = counts.size
-    merged = np.zeros(n, np.int64)
-    total = leaf = node = 0
-    for made in range(n - 1):
-        weight = 0
-        for _ in range(2):
-            if leaf < n and (node >= made or counts[leaf] <= merged[node]):
-                weight += counts[leaf]
-                leaf += 1
-            else:
-                weight += merged[node]
-                node += 1
-        merged[made] = weight
-        total += weight
-    return total

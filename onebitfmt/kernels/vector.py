@@ -113,7 +113,7 @@ def bfloat_step(
     """
 
     def widened(builder: Any, address: Any) -> Any:
-        bits = builder.zext(_load(builder, address, ir.VectorType(_I16, LANES), 2), _INTS)
+        bits = builder.zext(_load(builder, address, ir.VectorType(_I16, LANES), 1), _INTS)
         return builder.bitcast(builder.shl(bits, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

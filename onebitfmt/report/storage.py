@@ -129,7 +129,7 @@ def paper_bytes(entry: TensorEntry) -> int:
 
 def stored_bytes(container: Container, name: str) -> int:
     """Bytes of one tensor's parts in its group file."""
-    path = container.manifest.group_file(name)
+    path = container.file_of(name)
     if path is None:
         return 0
     spans = container.file(path).header.spans

@@ -10,7 +10,7 @@ import obd_reference as reference
 from onebitfmt.bundle import Bundle
 from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.errors import BaseMismatchError, CheckpointError
-from onebitfmt.verify import verify
+from onebitfmt.verbs.verify import verify
 
 Rebuilt = dict[str, tuple[str, tuple[int, ...], bytes]]
 # Rebuilds the tensors of a case, or raises an exception with the requirement as `.id`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import prod
@@ -17,7 +17,6 @@ from typing import Final
 from onebitfmt.checkpoint import Checkpoint, digest, fingerprint
 from onebitfmt.codecs.sign import Fidelity
 from onebitfmt.container import sha256
-from onebitfmt.encode import FileJob, FileResult, Outcome, summary, write_file, write_group_file
 from onebitfmt.format.manifest import (
     EXPERT_FOLDER,
     FILE_NAME,
@@ -34,9 +33,17 @@ from onebitfmt.format.manifest import (
 from onebitfmt.format.manifest_json import dump
 from onebitfmt.groups import GROUPS
 from onebitfmt.parallel import Workers
-from onebitfmt.plan import ConvertOptions, plan_conversion
 from onebitfmt.source import open_checkpoint
 from onebitfmt.staging import check_output, staged
+from onebitfmt.verbs.encode import (
+    FileJob,
+    FileResult,
+    Outcome,
+    summary,
+    write_file,
+    write_group_file,
+)
+from onebitfmt.verbs.plan import ConvertOptions, plan_conversion
 
 Progress = Callable[[int], None]
 
@@ -72,14 +79,16 @@ def convert(
     done, `work_bytes` in all. Raises `CheckpointError`, `UsageError` and `OutputError`.
     """
     target = Path(output)
-    check_output(target, overwrite=overwrite, is_ours=is_bundle)
     of_base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     of_expert = expert if isinstance(expert, Checkpoint) else open_checkpoint(expert)
+    inputs = (of_base.path, of_expert.path)
+    check_output(target, overwrite=overwrite, is_ours=is_bundle, inputs=inputs)
     plans = plan_conversion(of_base, of_expert, options)
     with staged(target) as folder, Workers(jobs) as workers:
         tasks = [
             FileJob(
-                base=of_base.path, expert=of_expert.path, plan=plan, sign=options.sign,
+                base=of_base.path.absolute(), expert=of_expert.path.absolute(),
+                plan=plan, sign=options.sign,
                 target=folder / f"part-{i}", jobs=1 if executor else workers.jobs,
             )
             for i, plan in enumerate(plans)
@@ -120,7 +129,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def _run(
-    tasks: Iterable[FileJob],
+    tasks: Sequence[FileJob],
     base: Checkpoint,
     expert: Checkpoint,
     workers: Workers,
@@ -132,8 +141,9 @@ def _run(
         for task in tasks:
             yield write_group_file(task, base, expert, workers, report)
         return
-    for result in executor.map(write_file, tasks):
-        report(sum(o.nbytes for o in result.outcomes))
+    for task, result in zip(tasks, executor.map(write_file, tasks), strict=True):
+        read = [base.span(t.base) for t in task.plan.tensors if t.base is not None]
+        report(sum(o.nbytes for o in result.outcomes) + sum(s.end - s.begin for s in read))
         yield result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from onebitfmt.bundle import Bundle
 from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.container import sha256
-from onebitfmt.errors import BaseMismatchError, FormatError
+from onebitfmt.errors import BaseMismatchError, FormatError, MissingBundleError
 from onebitfmt.format.dtypes import nbytes
 from onebitfmt.parallel import Workers
 from onebitfmt.source import open_checkpoint
@@ -48,12 +48,15 @@ def verify(
 
     Without a base: manifest, listing, SHA-256 of files, headers, digests of stored tensors, signs
     and scales. With it, each tensor is also rebuilt, and exact ones compared with the digest of the
-    expert's own bytes. `progress` is called with numbers of bytes. Raises `CheckpointError` where
-    the base cannot be opened; what is wrong with the bundle is a finding.
+    expert's own bytes. `progress` is called with numbers of bytes. What is wrong with the bundle is
+    a finding: the first one where it cannot even be opened, else all of files and tensors. Raises
+    `CheckpointError` where the base cannot be opened, `MissingBundleError` where nothing is there.
     """
     of_base = base if isinstance(base, Checkpoint) or base is None else open_checkpoint(base)
     try:
         opened = Bundle.open(bundle, links=links)
+    except MissingBundleError:
+        raise
     except FormatError as e:
         finding = Finding(id=e.id, message=str(e))
         return VerifyReport(
@@ -106,7 +109,7 @@ def _check_tensors(
 ) -> Iterator[Finding]:
     missing = set(bundle.container.missing_files)
     for name in bundle.manifest.tensors:
-        if bundle.manifest.group_file(name) in missing:
+        if bundle.container.file_of(name) in missing:
             continue
         try:
             bundle.check_stored(name)

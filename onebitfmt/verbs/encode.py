@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -33,7 +33,7 @@ from onebitfmt.format.manifest import (
 )
 from onebitfmt.format.safetensors import GroupFileWriter
 from onebitfmt.parallel import Workers
-from onebitfmt.plan import FilePlan, TensorPlan, stored_bound
+from onebitfmt.verbs.plan import FilePlan, TensorPlan, stored_bound
 
 Array = NDArray[Any]
 Progress = Callable[[int], None]
@@ -93,15 +93,11 @@ def summary(parts: Iterable[sign.Fidelity]) -> dict[str, float]:
     }
 
 
-@lru_cache(maxsize=4)
-def _opened(path: Path) -> Checkpoint:
-    return Checkpoint.open(path)
-
-
 def write_file(job: FileJob) -> FileResult:
     """Write one group file; for executors, which may run it in another process."""
     with Workers(job.jobs) as workers:
-        base, expert = _opened(job.base), _opened(job.expert)
+        # Not kept open between jobs: a worker outlives the checkpoints that lie at a path.
+        base, expert = Checkpoint.open(job.base), Checkpoint.open(job.expert)
         return write_group_file(job, base, expert, workers, lambda _: None)
 
 

@@ -13,9 +13,10 @@ from typing import Final
 
 from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.codecs.sign import SignOptions
-from onebitfmt.errors import UsageError
+from onebitfmt.errors import CheckpointError, UsageError
 from onebitfmt.format.dtypes import HALF_AND_SINGLE, matrices
-from onebitfmt.format.manifest import SCALE_TENSORS
+from onebitfmt.format.manifest import EXPERT_FOLDER, SCALE_TENSORS
+from onebitfmt.format.manifest_json import is_path, is_tensor_name
 from onebitfmt.groups import GROUPS, Override, assign_groups, is_linear_weight
 from onebitfmt.matching import match_names, model_order, tied_tensors
 
@@ -75,6 +76,7 @@ def plan_conversion(
     if options.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise UsageError(f"unknown preset {options.preset!r}; the presets are {known}")
+    _check_expert(expert)
     groups = assign_groups({n: expert.span(n).shape for n in expert}, options.groups)
     embeddings = [n for n in expert if groups[n] == "embedding"]
     matches = match_names(base, expert, embeddings)
@@ -90,6 +92,20 @@ def plan_conversion(
         for group in GROUPS
         for part in _shards([p for p in plans if p.group == group], expert, options)
     )
+
+
+def _check_expert(expert: Checkpoint) -> None:
+    """Refuse early what the format cannot hold."""
+    if not len(expert):
+        raise CheckpointError(f"{expert}: the checkpoint holds no tensors")
+    for name in expert:
+        if not is_tensor_name(name):
+            problem = "is empty, longer than 1024 bytes, or holds control characters"
+            raise CheckpointError(f"{expert}: tensor name {name[:60]!r} {problem}")
+    for path in expert.small_files():
+        if not is_path(EXPERT_FOLDER + path):
+            problem = "cannot stand in a bundle (colon, backslash, control character); rename it"
+            raise CheckpointError(f"{expert}: the file name {path!r} {problem}")
 
 
 def _wanted(

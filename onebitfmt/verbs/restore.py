@@ -44,10 +44,11 @@ def restore(
     `OutputError`.
     """
     target = Path(output)
-    check_output(target, overwrite=overwrite, is_ours=is_checkpoint)
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    _check_complete(source)
     of_base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    inputs = (of_base.path, source.path)
+    check_output(target, overwrite=overwrite, is_ours=is_checkpoint, inputs=inputs)
+    _check_complete(source)
     shards = _shards(source.manifest.tensors, shard_size)
     with staged(target) as folder, Workers(jobs) as workers:
         for file, names in shards.items():

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+
+from onebitfmt.cli import console
+from onebitfmt.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    FormatError,
+    MissingDependencyError,
+    OnebitError,
+    OutputError,
+    UnsupportedError,
+    UsageError,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1", 1), ("1000000", 10**6), ("4GB", 4 * 10**9), ("500 MB", 5 * 10**8), ("1.5k", 1500),
+        ("2K", 2000), ("3T", 3 * 10**12), (" 7 B ", 7), ("0.001GB", 10**6),
+    ],
+)  # fmt: skip
+def test_sizes_are_powers_of_1000(text: str, expected: int) -> None:
+    assert console.parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "4GiB", "1e9", "0", "0.1", "4 GB GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        console.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "expected"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_234_567, "1.23 MB"),
+        (5_000_000_000, "5.00 GB"), (7_654_321_000_000, "7654.32 GB"),
+    ],
+)  # fmt: skip
+def test_sizes_for_people(nbytes: int, expected: str) -> None:
+    assert console.size(nbytes) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [(1, 8, "12.50 %"), (3, 1, "300.00 %"), (0, 5, "0.00 %"), (1, 0, "-")],
+)
+def test_percent(part: int, whole: int, expected: str) -> None:
+    assert console.percent(part, whole) == expected
+
+
+def test_a_table_is_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table("title", ("name", "n"), [("x" * 300, "1"), ("y", "22")])
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        f"{'name':<300}   n",
+        f"{'-' * 300}  --",
+        f"{'x' * 300}   1",
+        f"{'y':<300}  22",
+    ]
+
+
+def test_a_table_without_rows_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table("title", ("name", "n"), [])
+    assert capsys.readouterr().out == "title\nname  n\n----  -\n"
+
+
+def test_json_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json({"é": [1, None]})
+    assert json.loads(capsys.readouterr().out) == {"é": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FormatError("OBD-X", "place", "words"), 1),
+        (BaseMismatchError("words"), 1),
+        (UsageError("words"), 2),
+        (UnsupportedError("OBD-X", "place", "words"), 3),
+        (CheckpointError("words"), 3),
+        (OutputError("words"), 3),
+        (MissingDependencyError("words", "plot"), 3),
+        (OnebitError("words"), 3),
+        (OSError(5, "words"), 3),
+        (FileNotFoundError(2, "words", "place"), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_an_error_is_a_line_on_stderr_and_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    @console.command
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    found = capsys.readouterr()
+    assert caught.value.exit_code == code
+    assert found.out == ""
+    assert found.err == f"error: {error}\n"
+    assert "words" in found.err
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    @console.command
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
+def test_a_bug_is_not_hidden() -> None:
+    @console.command
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_progress_writes_nothing_where_there_is_no_terminal(
+    capfd: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    with console.progress("title", 10, quiet=quiet) as done:
+        done(4)
+        done(6)
+    assert capfd.readouterr() == ("", "")
