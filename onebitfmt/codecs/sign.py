@@ -25,7 +25,7 @@ from onebitfmt.parallel import Workers
 Array = NDArray[Any]
 
 MAX_PLANES: Final = 4
-_BLOCK: Final = 1 << 20
+_MIN_BLOCK, _MAX_BLOCK = 1 << 18, 1 << 22
 _F16_NORMAL: Final = 2.0**-14
 _F16_MAX: Final = 65504.0
 
@@ -196,7 +196,9 @@ class _MatrixEncoder:
 
 
 def _row_blocks(height: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(width, 1))
+    # A few blocks a matrix keep every thread busy; small ones would be lost in task switches.
+    elements = min(max(height * width // 4, _MIN_BLOCK), _MAX_BLOCK)
+    step = max(1, -(-elements // max(width, 1)))
     for first in range(0, height, step):
         yield slice(first, min(height, first + step))
 

@@ -237,7 +237,8 @@ def sign_pass(
             done = 0
             if fused:
                 done = n >> 6 << 6
-                _fused(base[i, first:], expert[i, first:], done, d, factor, lanes, masks)
+                kept = d.ctypes.data if column_sums.size else 0
+                _fused(base[i, first:], expert[i, first:], done, kept, factor, lanes, masks)
             if done < n:
                 rest = (i, first + done, n - done)
                 _segment_delta(base, expert, dtypes, planes, rest, d[done:], scratch)
@@ -264,10 +265,11 @@ def _fused(
 ) -> None:
     """The common case, BF16 without earlier planes, in one go; width is a multiple of 64."""
     b, e = base.ctypes.data, expert.ctypes.data
-    d, sums, m = delta.ctypes.data, lanes.ctypes.data, masks.ctypes.data
+    sums, m = lanes.ctypes.data, masks.ctypes.data
     for j in range(0, width, 64):
         at = factor + 4 * j if factor else 0
-        bfloat_step(b + 2 * j, e + 2 * j, d + 4 * j, at, sums, m + (j >> 2))
+        kept = delta + 4 * j if delta else 0
+        bfloat_step(b + 2 * j, e + 2 * j, kept, at, sums, m + (j >> 2))
 
 
 @kernel

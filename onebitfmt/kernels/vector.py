@@ -109,7 +109,7 @@ def bfloat_step(
     _: Any, base: Any, expert: Any, delta: Any, weights: Any, sums: Any, masks: Any
 ) -> Any:
     """64 weights in one go: delta = expert - base of BF16 bit patterns, `add_sums` of it, and two
-    uint64 masks of it: greater than zero, and zero.
+    uint64 masks of it: greater than zero, and zero. At address 0, delta is not stored.
     """
 
     def widened(builder: Any, address: Any) -> Any:
@@ -118,7 +118,9 @@ def bfloat_step(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.fsub(widened(builder, args[1]), widened(builder, args[0]))
-        _store(builder, value, args[2])
+        wanted = builder.icmp_unsigned("!=", args[2], ir.Constant(_I64, 0))
+        with builder.if_then(wanted):
+            _store(builder, value, args[2])
         _sum_sizes(builder, value, args[3], args[4])
         _store(builder, _mask(builder, ">", value), args[5], 8)
         zero = builder.add(args[5], ir.Constant(_I64, 8))
