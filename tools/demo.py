@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 from family import FAMILY, exact_match, prompts
+from transformers.utils import logging
 
 from onebitfmt import Bundle, Checkpoint
 
@@ -64,6 +65,7 @@ def compare(expert: Path, restored: Path, bundle: Path) -> None:
 
 def accuracy(base: Path, restored: Path) -> None:
     """Exact match of the base, the expert and the restored expert on the expert's own task."""
+    logging.disable_progress_bar()
     asked = prompts(RESTORED, "test")
     print(f"\nexact match on {len(asked)} held-out prompts of {RESTORED}:")
     for label, folder in (

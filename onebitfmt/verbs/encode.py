@@ -157,20 +157,18 @@ class _Coder:
     def write(self, plan: TensorPlan, result: FileResult) -> None:
         """Code one tensor and note what became of it."""
         span = self.expert.span(plan.name)
-        reference = None
-        if plan.base is not None:
-            known = result.digests.get(plan.base)
+        hashing = None
+        if plan.base is not None and plan.base not in result.digests:
             hashing = self.workers.submit(partial(digest, self.base.bits(plan.base)))
         coding, fidelity, note = self._code(plan)
-        if plan.base is not None:
-            result.digests[plan.base] = known or hashing.result()
-            of_base = self.base.span(plan.base)
-            reference = BaseTensor(
-                name=plan.base, dtype=of_base.dtype, shape=of_base.shape,
-                digest=result.digests[plan.base],
-            )  # fmt: skip
+        if plan.base is not None and hashing is not None:
+            result.digests[plan.base] = hashing.result()
         entry = TensorEntry(
-            group=plan.group, dtype=span.dtype, shape=span.shape, base=reference, coding=coding
+            group=plan.group,
+            dtype=span.dtype,
+            shape=span.shape,
+            base=None if plan.base is None else self._reference(plan.base, result),
+            coding=coding,
         )
         result.entries[plan.name] = entry
         nbytes = span.end - span.begin
@@ -189,8 +187,15 @@ class _Coder:
         self.expert.release(plan.name)
         if plan.base is not None:
             self.base.release(plan.base)
-            nbytes += of_base.end - of_base.begin
+            of_base = self.base.span(plan.base)
+            # A base tensor that predicts two tensors is work once: `work_bytes` counts it so.
+            nbytes += of_base.end - of_base.begin if hashing is not None else 0
         self.progress(nbytes)
+
+    def _reference(self, name: str, result: FileResult) -> BaseTensor:
+        span = self.base.span(name)
+        digest = result.digests[name]
+        return BaseTensor(name=name, dtype=span.dtype, shape=span.shape, digest=digest)
 
     def _code(self, plan: TensorPlan) -> tuple[Coding, sign.Fidelity | None, str | None]:
         if plan.tied_to is not None:
