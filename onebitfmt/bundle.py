@@ -111,7 +111,7 @@ class Bundle:
             shape = sliced_shape(entry.shape, rows, columns)
             return np.zeros(shape, np.float32)
         if isinstance(entry.coding, Terms):
-            planes = self._planes(name, entry)
+            planes = self.planes(name)
             return assemble(entry.shape, rows, columns, lambda s, r, c: sign.task_vector(
                 kernel_columns(sign.kernel_planes(planes, s, r.start, r.stop, entry.shape[-1]), c)
             ), np.dtype(np.float32))  # fmt: skip
@@ -125,6 +125,26 @@ class Bundle:
         origin = self._base_bits(entry.base, base)[index(entry.shape, rows, columns)]
         difference = to_float32(value.bits, value.dtype)
         return difference - to_float32(np.array(origin, order="C"), entry.base.dtype)
+
+    def planes(self, name: str) -> list[sign.Plane]:
+        """The sign planes of a one-bit tensor, its stored bytes checked.
+
+        Raises `UsageError` for a tensor that is not one-bit, `FormatError` for damage.
+        """
+        entry = self.entry(name)
+        coding = entry.coding
+        if not isinstance(coding, Terms):
+            raise UsageError(f"{self.path}: {name} is not one-bit")
+        parts = iter(self.container.parts(name, entry))
+        where = self._where(name)
+        planes = []
+        for term in coding.terms:
+            bits = next(parts)
+            scales = {kind: next(parts) for kind in SCALE_TENSORS[term.scale]}
+            _check_shapes(entry.shape, bits, scales, where)
+            values = {kind: to_float32(scale.bits, scale.dtype) for kind, scale in scales.items()}
+            planes.append(sign.plane_from_stored(entry.shape, bits.bits, values, where))
+        return planes
 
     def blocks(self, name: str, base: Checkpoint, workers: Workers) -> Iterator[Array]:
         """The rebuilt tensor as flat blocks of bit patterns in row-major order.
@@ -147,7 +167,7 @@ class Bundle:
         """Check what can be checked of a tensor without its base. Raises `FormatError`."""
         entry = self.entry(name)
         if isinstance(entry.coding, Terms):
-            self._planes(name, entry)
+            self.planes(name)
         elif isinstance(entry.coding, Exact):
             self._blob(name, entry)
 
@@ -155,7 +175,7 @@ class Bundle:
         """Let go of the memory pages of a tensor's stored bytes and of its base tensor."""
         entry = self.entry(name)
         self.container.release(name)
-        of_base = None if entry.base is None else _name_in(base, entry.base.name)
+        of_base = None if entry.base is None else name_in(base, entry.base.name)
         if of_base is not None:
             base.release(of_base)
 
@@ -242,20 +262,6 @@ class Bundle:
 
     # --- terms -----------------------------------------------------------------------------------
 
-    def _planes(self, name: str, entry: TensorEntry) -> list[sign.Plane]:
-        coding = entry.coding
-        assert isinstance(coding, Terms)
-        parts = iter(self.container.parts(name, entry))
-        where = self._where(name)
-        planes = []
-        for term in coding.terms:
-            bits = next(parts)
-            scales = {kind: next(parts) for kind in SCALE_TENSORS[term.scale]}
-            _check_shapes(entry.shape, bits, scales, where)
-            values = {kind: to_float32(scale.bits, scale.dtype) for kind, scale in scales.items()}
-            planes.append(sign.plane_from_stored(entry.shape, bits.bits, values, where))
-        return planes
-
     def _rebuilt_terms(
         self,
         name: str,
@@ -265,7 +271,7 @@ class Bundle:
         columns: slice | None,
     ) -> Array:
         assert entry.base is not None
-        planes = self._planes(name, entry)
+        planes = self.planes(name)
         stack, height, width = matrices(entry.shape)
         origin = self._base_bits(entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
@@ -280,7 +286,7 @@ class Bundle:
         self, name: str, entry: TensorEntry, base: Checkpoint, workers: Workers
     ) -> Iterator[Array]:
         assert entry.base is not None
-        planes = self._planes(name, entry)
+        planes = self.planes(name)
         stack, height, width = matrices(entry.shape)
         origin = self._base_bits(entry.base, base).reshape(stack, height, width)
         dtypes = (entry.base.dtype, entry.dtype)
@@ -299,7 +305,7 @@ class Bundle:
 
     def _base_bits(self, wanted: BaseTensor, base: Checkpoint) -> Array:
         """The base tensor's bits, its identity checked the first time."""
-        name = _name_in(base, wanted.name)
+        name = name_in(base, wanted.name)
         if name is None:
             self._refuse_base(base, f"it has no tensor {wanted.name!r}")
         span = base.span(name)
@@ -322,7 +328,7 @@ class Bundle:
         )
 
 
-def _name_in(base: Checkpoint, name: str) -> str | None:
+def name_in(base: Checkpoint, name: str) -> str | None:
     """A tensor's name in a copy of the base, which may have a leading prefix more or less."""
     if name in base:
         return name
