@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench real scales family vectors clean
+.PHONY: demo test check bench real scales evaluate peers family vectors clean
 
 demo: $(READY)  ## convert three experts, check them, measure storage, restore one
 	$(BIN)/python tools/demo.py
@@ -24,6 +24,12 @@ bench: $(READY)  ## throughput, memory and size, as ratios
 
 scales: $(READY)  ## accuracy of the small family against scale kinds, planes and position
 	$(BIN)/python tools/scales.py
+
+evaluate: $(READY)  ## the paper's tables for the small family (a quarter of an hour)
+	$(BIN)/python tools/evaluate_family.py
+
+peers: $(READY)  ## merge methods against mergekit itself
+	$(BIN)/python tools/peers.py
 
 real: $(READY)  ## a real base and fine-tune from the package registry, in three precisions
 	$(BIN)/python tools/real.py

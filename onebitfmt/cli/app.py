@@ -9,7 +9,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from onebitfmt import __version__
-from onebitfmt.cli import convert, inspect, restore, storage, verify
+from onebitfmt.cli import (
+    collect,
+    convert,
+    generate,
+    inspect,
+    merge,
+    restore,
+    route,
+    router,
+    storage,
+    verify,
+)
 
 app = typer.Typer(
     name="obd",
@@ -23,6 +34,11 @@ app.command("restore")(restore.run)
 app.command("inspect")(inspect.run)
 app.command("verify")(verify.run)
 app.command("storage")(storage.run)
+app.command("merge")(merge.run)
+app.add_typer(router.app, name="router", help="Train and evaluate a router.")
+app.command("route")(route.run)
+app.command("collect")(collect.run)
+app.command("generate")(generate.run)
 
 
 def _version(asked: bool) -> None:

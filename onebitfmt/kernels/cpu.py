@@ -1,9 +1,4 @@
-"""The sign kernels on the CPU: encode, rebuild, and conversions of floats.
-
-Parallelism is the caller's thread pool over row blocks and chunks: numba's own threading layer is
-not safe under several Python threads or after a fork. No fast-math, and every sum has a stated
-order, so that results do not depend on threads, blocks or machine.
-"""
+"""The sign kernels on the CPU: encode, rebuild, and conversions of floats."""
 
 from __future__ import annotations
 
@@ -130,7 +125,8 @@ def _zero_signs(word: Any) -> Any:
 
 
 @kernel
-def _read_word(row: Any, byte: Any) -> Any:
+def read_word(row: Any, byte: Any) -> Any:
+    """64 sign bits of a row from a byte on; what lies behind its end is zero."""
     if byte + 8 <= row.size:
         return load_word(row.ctypes.data + byte)
     word = np.uint64(0)
@@ -158,7 +154,7 @@ def _magnitudes(row_scale: Any, columns: Any, out: Any) -> None:
 def _signed(target: Any, bits: Any, first: Any, magnitudes: Any, width: Any) -> None:
     """Add ±magnitudes to a segment of `width` columns that begins at column `first`."""
     for j in range(0, width, 64):
-        mask = _read_word(bits, (first + j) >> 3)
+        mask = read_word(bits, (first + j) >> 3)
         add_signed(target.ctypes.data + 4 * j, magnitudes.ctypes.data + 4 * j, mask)
 
 
@@ -297,7 +293,7 @@ def rebuild_rows(
     for i in range(height):
         for first in range(0, width, SEGMENT):
             n = min(SEGMENT, width - first)
-            _task_vector(planes, i, first, n, d, scratch)
+            task_vector_segment(planes, i, first, n, d, scratch)
             _widen(base[i, first : first + n], dtypes[0], scratch)
             for j in range(n):
                 d[j] += scratch[j]
@@ -305,7 +301,8 @@ def rebuild_rows(
 
 
 @kernel
-def _task_vector(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any) -> None:
+def task_vector_segment(planes: Any, i: Any, first: Any, n: Any, out: Any, scratch: Any) -> None:
+    """out[:n] = the sum of sign planes in columns first..first+n of row i, in stated order."""
     # -0 is the neutral start: adding the first term to it is exact, its sign of zero included.
     out[:n] = np.float32(-0.0)
     for p in range(planes[0].shape[0]):
@@ -322,5 +319,5 @@ def task_vector_rows(planes: tuple[Array, Array, Array], out: Array) -> None:
     for i in range(height):
         for first in range(0, width, SEGMENT):
             n = min(SEGMENT, width - first)
-            _task_vector(planes, i, first, n, d, scratch)
+            task_vector_segment(planes, i, first, n, d, scratch)
             out[i, first : first + n] = d[:n]

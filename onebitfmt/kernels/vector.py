@@ -16,25 +16,28 @@ from numba.extending import intrinsic
 LANES = 64
 # Partial sums of a row; lane l takes the columns j with j % 16 == l.
 SUM_LANES = 16
-_I1, _I16, _I32, _I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_F32, _F64 = ir.FloatType(), ir.DoubleType()
-_FLOATS = ir.VectorType(_F32, LANES)
-_INTS = ir.VectorType(_I32, LANES)
+I1, _I16, _I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, _F64 = ir.FloatType(), ir.DoubleType()
+FLOATS = ir.VectorType(F32, LANES)
+INTS = ir.VectorType(_I32, LANES)
 _SUMS = ir.VectorType(_F64, SUM_LANES)
 
 
-def _instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+def instruction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that generates LLVM code callable from kernels."""
     # What numba calls has a typing context as its first parameter; what kernels call has not.
     return cast(Callable[..., Any], intrinsic(function))
 
 
-def _load(builder: Any, address: Any, kind: Any = _FLOATS, align: int = 4) -> Any:
+def load(builder: Any, address: Any, kind: Any = FLOATS, align: int = 4) -> Any:
+    """Code that loads a vector from an address."""
     value = builder.load(builder.inttoptr(address, kind.as_pointer()))
     value.align = align
     return value
 
 
-def _store(builder: Any, value: Any, address: Any, align: int = 4) -> None:
+def store(builder: Any, value: Any, address: Any, align: int = 4) -> None:
+    """Code that stores a value at an address."""
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = align
 
 
@@ -45,18 +48,18 @@ def _slice(builder: Any, value: Any, part: int) -> Any:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
 
 
-@_instruction
+@instruction
 def load_word(_: Any, address: Any) -> Any:
     """The uint64 at an address of any alignment, least significant byte first."""
-    return types.uint64(types.intp), lambda c, b, s, args: _load(b, args[0], _I64, 1)
+    return types.uint64(types.intp), lambda c, b, s, args: load(b, args[0], I64, 1)
 
 
-@_instruction
+@instruction
 def store_word(_: Any, address: Any, word: Any) -> Any:
     """Store a uint64 at an address of any alignment, least significant byte first."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _store(builder, args[1], args[0], 1)
+        store(builder, args[1], args[0], 1)
         return context.get_dummy_value()
 
     return types.void(types.intp, types.uint64), generate
@@ -66,21 +69,21 @@ def _add_up(builder: Any, values: Any, address: Any) -> None:
     """Add 64 floats to the 16 sums at an address: four by four in float32, then in float64."""
     a, b, c, d = (_slice(builder, values, k) for k in range(4))
     four = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
-    total = builder.fadd(_load(builder, address, _SUMS, 8), builder.fpext(four, _SUMS))
-    _store(builder, total, address, 8)
+    total = builder.fadd(load(builder, address, _SUMS, 8), builder.fpext(four, _SUMS))
+    store(builder, total, address, 8)
 
 
 def _absolute(builder: Any, value: Any) -> Any:
-    bits = builder.and_(builder.bitcast(value, _INTS), ir.Constant(_INTS, [0x7FFFFFFF] * LANES))
-    return builder.bitcast(bits, _FLOATS)
+    bits = builder.and_(builder.bitcast(value, INTS), ir.Constant(INTS, [0x7FFFFFFF] * LANES))
+    return builder.bitcast(bits, FLOATS)
 
 
-@_instruction
+@instruction
 def add_sums(_: Any, values: Any, weights: Any, sums: Any) -> Any:
     """Add w*|x| and x*x of 64 float32 to 16 float64 sums each; all w are 1 at address 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = _load(builder, args[0])
+        value = load(builder, args[0])
         _sum_sizes(builder, value, args[1], args[2])
         return context.get_dummy_value()
 
@@ -89,22 +92,22 @@ def add_sums(_: Any, values: Any, weights: Any, sums: Any) -> Any:
 
 def _sum_sizes(builder: Any, value: Any, weights: Any, sums: Any) -> None:
     size = _absolute(builder, value)
-    squares = builder.add(sums, ir.Constant(_I64, 8 * SUM_LANES))
+    squares = builder.add(sums, ir.Constant(I64, 8 * SUM_LANES))
     _add_up(builder, builder.fmul(size, size), squares)
-    plain = builder.icmp_unsigned("==", weights, ir.Constant(_I64, 0))
+    plain = builder.icmp_unsigned("==", weights, ir.Constant(I64, 0))
     with builder.if_else(plain) as (unweighted, weighted):
         with unweighted:
             _add_up(builder, size, sums)
         with weighted:
-            _add_up(builder, builder.fmul(_load(builder, weights), size), sums)
+            _add_up(builder, builder.fmul(load(builder, weights), size), sums)
 
 
 def _mask(builder: Any, operator: str, value: Any) -> Any:
-    zero = ir.Constant(_FLOATS, [0.0] * LANES)
-    return builder.bitcast(builder.fcmp_ordered(operator, value, zero), _I64)
+    zero = ir.Constant(FLOATS, [0.0] * LANES)
+    return builder.bitcast(builder.fcmp_ordered(operator, value, zero), I64)
 
 
-@_instruction
+@instruction
 def bfloat_step(
     _: Any, base: Any, expert: Any, delta: Any, weights: Any, sums: Any, masks: Any
 ) -> Any:
@@ -113,36 +116,36 @@ def bfloat_step(
     """
 
     def widened(builder: Any, address: Any) -> Any:
-        bits = builder.zext(_load(builder, address, ir.VectorType(_I16, LANES), 1), _INTS)
-        return builder.bitcast(builder.shl(bits, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+        bits = builder.zext(load(builder, address, ir.VectorType(_I16, LANES), 1), INTS)
+        return builder.bitcast(builder.shl(bits, ir.Constant(INTS, [16] * LANES)), FLOATS)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.fsub(widened(builder, args[1]), widened(builder, args[0]))
-        wanted = builder.icmp_unsigned("!=", args[2], ir.Constant(_I64, 0))
+        wanted = builder.icmp_unsigned("!=", args[2], ir.Constant(I64, 0))
         with builder.if_then(wanted):
-            _store(builder, value, args[2])
+            store(builder, value, args[2])
         _sum_sizes(builder, value, args[3], args[4])
-        _store(builder, _mask(builder, ">", value), args[5], 8)
-        zero = builder.add(args[5], ir.Constant(_I64, 8))
-        _store(builder, _mask(builder, "==", value), zero, 8)
+        store(builder, _mask(builder, ">", value), args[5], 8)
+        zero = builder.add(args[5], ir.Constant(I64, 8))
+        store(builder, _mask(builder, "==", value), zero, 8)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 6), generate
 
 
-@_instruction
+@instruction
 def bits_of_float(_: Any, x: Any) -> Any:
     """The bit pattern of a float32, as uint32."""
     return types.uint32(types.float32), lambda c, b, s, args: b.bitcast(args[0], _I32)
 
 
-@_instruction
+@instruction
 def float_of_bits(_: Any, x: Any) -> Any:
     """The float32 of a bit pattern."""
-    return types.float32(types.uint32), lambda c, b, s, args: b.bitcast(args[0], _F32)
+    return types.float32(types.uint32), lambda c, b, s, args: b.bitcast(args[0], F32)
 
 
-@_instruction
+@instruction
 def popcount(_: Any, x: Any) -> Any:
     """The number of ones in a uint64."""
     return types.int64(types.uint64), lambda c, b, s, args: b.ctpop(args[0])
@@ -150,32 +153,32 @@ def popcount(_: Any, x: Any) -> Any:
 
 def _compare(operator: str) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _mask(builder, operator, _load(builder, args[0]))
+        return _mask(builder, operator, load(builder, args[0]))
 
     return types.uint64(types.intp), generate
 
 
-@_instruction
+@instruction
 def positive_mask(_: Any, address: Any) -> Any:
     """Bit i is one where the i-th of 64 float32 at `address` is greater than zero."""
     return _compare(">")
 
 
-@_instruction
+@instruction
 def zero_mask(_: Any, address: Any) -> Any:
     """Bit i is one where the i-th of 64 float32 at `address` is zero."""
     return _compare("==")
 
 
-@_instruction
+@instruction
 def add_signed(_: Any, target: Any, magnitudes: Any, mask: Any) -> Any:
     """target[i] += magnitudes[i] where bit i of the mask is one, else -=; 64 float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value, size = _load(builder, args[0]), _load(builder, args[1])
-        mask = builder.bitcast(args[2], ir.VectorType(_I1, LANES))
+        value, size = load(builder, args[0]), load(builder, args[1])
+        mask = builder.bitcast(args[2], ir.VectorType(I1, LANES))
         result = builder.select(mask, builder.fadd(value, size), builder.fsub(value, size))
-        _store(builder, result, args[0])
+        store(builder, result, args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.uint64), generate

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any
+
+from numpy.typing import NDArray
 
 from onebitfmt.bundle import Bundle
 from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.errors import FormatError
-from onebitfmt.format.dtypes import DTYPES, nbytes
-from onebitfmt.format.manifest import EXPERT_FOLDER, TensorEntry
-from onebitfmt.format.safetensors import layout
-from onebitfmt.matching import model_order
+from onebitfmt.format.manifest import EXPERT_FOLDER
 from onebitfmt.parallel import Workers
 from onebitfmt.source import open_checkpoint
 from onebitfmt.staging import check_output, staged
+from onebitfmt.verbs.write_checkpoint import (
+    DEFAULT_SHARD_SIZE,
+    Progress,
+    Spans,
+    is_checkpoint,
+    total_bytes,
+    write_weights,
+)
 
-Progress = Callable[[int], None]
-
-DEFAULT_SHARD_SIZE: Final = 5_000_000_000
-INDEX: Final = "model.safetensors.index.json"
-# What transformers asks of a checkpoint's files.
-_METADATA: Final = {"format": "pt"}
+Array = NDArray[Any]
 
 
 def restore(
@@ -49,24 +51,38 @@ def restore(
     inputs = (of_base.path, source.path)
     check_output(target, overwrite=overwrite, is_ours=is_checkpoint, inputs=inputs)
     _check_complete(source)
-    shards = _shards(source.manifest.tensors, shard_size)
+    model = _Rebuilt(bundle=source, base=of_base)
     with staged(target) as folder, Workers(jobs) as workers:
-        for file, names in shards.items():
-            _write_shard(folder / file, names, source, of_base, workers, progress)
-        if len(shards) > 1:
-            _write_index(folder / INDEX, shards, source.manifest.tensors)
+        files = write_weights(folder, model, workers, shard_size=shard_size, progress=progress)
         _copy_small_files(source, folder)
-    return [target / file for file in shards]
-
-
-def is_checkpoint(path: Path) -> bool:
-    """True for a folder that looks like a restored checkpoint, and like nothing else."""
-    return any(path.glob("model*.safetensors")) and not (path / ".git").exists()
+    return [target / file for file in files]
 
 
 def restored_bytes(bundle: Bundle) -> int:
     """How many bytes `restore` reports as progress in all."""
-    return sum(nbytes(t.dtype, t.shape) for t in bundle.manifest.tensors.values())
+    return total_bytes(_spans(bundle).values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rebuilt:
+    """The expert of a bundle as a model to be written."""
+
+    bundle: Bundle
+    base: Checkpoint
+
+    @property
+    def spans(self) -> Spans:
+        return _spans(self.bundle)
+
+    def blocks(self, name: str, workers: Workers) -> Iterator[Array]:
+        return self.bundle.blocks(name, self.base, workers)
+
+    def release(self, name: str) -> None:
+        self.bundle.release(name, self.base)
+
+
+def _spans(bundle: Bundle) -> Spans:
+    return {name: (t.dtype, t.shape) for name, t in bundle.manifest.tensors.items()}
 
 
 def _check_complete(bundle: Bundle) -> None:
@@ -74,53 +90,6 @@ def _check_complete(bundle: Bundle) -> None:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         problem = f"incomplete, {len(missing)} files are missing: {names}"
         raise FormatError("OBD-DIR-MISSING", str(bundle.path), problem)
-
-
-def _shards(tensors: Mapping[str, TensorEntry], shard_size: int) -> dict[str, list[str]]:
-    shards: list[list[str]] = [[]]
-    room = shard_size
-    for name in model_order(tensors):
-        size = nbytes(tensors[name].dtype, tensors[name].shape)
-        if size > room and shards[-1]:
-            shards.append([])
-            room = shard_size
-        shards[-1].append(name)
-        room -= size
-    count = len(shards)
-    if count == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{i:05d}-of-{count:05d}.safetensors": s for i, s in enumerate(shards, 1)}
-
-
-def _write_shard(
-    path: Path,
-    names: Sequence[str],
-    bundle: Bundle,
-    base: Checkpoint,
-    workers: Workers,
-    progress: Progress | None,
-) -> None:
-    tensors = bundle.manifest.tensors
-    # Large items first: every tensor is then aligned to its item size.
-    ordered = sorted(names, key=lambda n: -DTYPES[tensors[n].dtype].itemsize)
-    _, header = layout({n: (tensors[n].dtype, tensors[n].shape) for n in ordered}, _METADATA)
-    with path.open("xb") as f:
-        f.write(header)
-        for name in ordered:
-            for block in bundle.blocks(name, base, workers):
-                f.write(block.data.cast("B"))
-                if progress is not None:
-                    progress(block.nbytes)
-            bundle.release(name, base)
-
-
-def _write_index(
-    path: Path, shards: Mapping[str, Sequence[str]], tensors: Mapping[str, TensorEntry]
-) -> None:
-    total = sum(nbytes(t.dtype, t.shape) for t in tensors.values())
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_small_files(bundle: Bundle, folder: Path) -> None:

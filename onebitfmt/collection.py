@@ -1,0 +1,353 @@
+"""A collection: several bundles of one base in one folder, with a router and a merge recipe.
+
+::
+
+    DIR/
+      config.json            this module's record, strict canonical JSON
+      router.safetensors     optional
+      experts/NAME.obd/      one bundle an expert
+
+`config.json` alone tells the sizes of all layer groups and the SHA-256 of each manifest, so it is
+all that a remote reader fetches first, and it is the root of trust of the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from onebitfmt.bundle import Bundle
+from onebitfmt.checkpoint import Checkpoint
+from onebitfmt.collection_config import (
+    CONFIG,
+    CONFIG_ID,
+    EXPERTS,
+    MAX_CONFIG_BYTES,
+    CollectionBase,
+    Config,
+    ExpertEntry,
+    ExpertGroup,
+    RouterEntry,
+    bundle_path,
+    dump_config,
+    load_config,
+)
+from onebitfmt.container import Container, sha256
+from onebitfmt.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    FormatError,
+    MissingBundleError,
+    UsageError,
+)
+from onebitfmt.format.manifest import FILE_NAME, Terms
+from onebitfmt.merge.recipe import Recipe, dump_recipe, parse_recipe
+from onebitfmt.routing.identity import base_fingerprint
+from onebitfmt.routing.names import MAX_EXPERTS, is_expert_name
+from onebitfmt.routing.router import Router
+from onebitfmt.source import open_checkpoint
+from onebitfmt.staging import check_output, staged
+
+ROUTER: Final = "router.safetensors"
+
+_FILE_ID: Final = "OBD-COLL-FILE"
+
+
+# --- an open collection --------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """An open collection; bundles and router are opened when they are first asked for.
+
+    `links` allows symbolic links to files, as in the Hub's cache.
+    """
+
+    path: Path
+    config: Config
+    recipe: Recipe
+    links: bool = False
+    _bundles: dict[str, Bundle] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def open(path: str | Path, *, links: bool = False) -> Collection:
+        """Open a collection folder; of its files only config.json is read.
+
+        Raises `FormatError`.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise MissingBundleError(str(folder))
+        file = folder / CONFIG
+        if not file.is_file() or (file.is_symlink() and not links):
+            raise FormatError(_FILE_ID, str(file), "no such file; not a collection")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise FormatError(CONFIG_ID, str(file), f"larger than {MAX_CONFIG_BYTES} bytes")
+        config = load_config(file.read_bytes(), str(file))
+        recipe = _read_recipe(config, str(file))
+        return Collection(path=folder, config=config, recipe=recipe, links=links)
+
+    @staticmethod
+    def create(
+        output: str | Path,
+        base: str | Path | Checkpoint,
+        bundles: Iterable[str | Path] | Mapping[str, str | Path],
+        *,
+        recipe: Recipe | None = None,
+        router: str | Path | Router | None = None,
+        overwrite: bool = False,
+    ) -> Collection:
+        """Write a collection to the folder `output`, whole or not at all, and open it.
+
+        Bundles are copied, their files' SHA-256 checked on the way; a mapping gives them other
+        names than their own. Raises `BaseMismatchError` for a bundle or router of another base,
+        `UsageError`, `FormatError`, `CheckpointError` and `OutputError`.
+        """
+        target = Path(output)
+        of_base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+        experts = _named(bundles)
+        own = _opened(router)
+        inputs = (of_base.path, *(c.path for c in experts.values()))
+        check_output(target, overwrite=overwrite, is_ours=is_collection, inputs=inputs)
+        chosen = Recipe() if recipe is None else recipe
+        _check_recipe(chosen, experts)
+        where = _check_base(of_base, experts)
+        if own is not None:
+            _check_router(own, where.fingerprint, experts)
+        with staged(target) as folder:
+            (folder / EXPERTS).mkdir()
+            entries = {n: _copy_bundle(c, folder, n) for n, c in sorted(experts.items())}
+            stored = None
+            if own is not None:
+                own.save(folder / ROUTER)
+                size = (folder / ROUTER).stat().st_size
+                stored = RouterEntry(sha256=sha256(folder / ROUTER), nbytes=size)
+            config = Config(base=where, experts=entries, recipe=dump_recipe(chosen), router=stored)
+            (folder / CONFIG).write_bytes(dump_config(config))
+        return Collection.open(target)
+
+    @property
+    def base(self) -> CollectionBase:
+        """The base model, as recorded."""
+        return self.config.base
+
+    @property
+    def experts(self) -> Mapping[str, ExpertEntry]:
+        """The experts by name, as recorded."""
+        return self.config.experts
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """The names of the experts, sorted."""
+        return tuple(sorted(self.config.experts))
+
+    @property
+    def router(self) -> Path | None:
+        """The router's file; None where the collection has no router."""
+        return None if self.config.router is None else self.path / ROUTER
+
+    def bundle(self, name: str) -> Bundle:
+        """The open bundle of an expert; group files may be missing.
+
+        Raises `UsageError` for an unknown name and `FormatError` for a bundle that is not the one
+        recorded.
+        """
+        if name not in self.config.experts:
+            known = ", ".join(self.expert_names)
+            raise UsageError(f"{self.path}: no expert {name!r}; the experts are {known}")
+        if name not in self._bundles:
+            self._bundles[name] = self._open_bundle(self.config.experts[name])
+        return self._bundles[name]
+
+    def _open_bundle(self, entry: ExpertEntry) -> Bundle:
+        folder = self.path / entry.path
+        # Links to folders never, so that nothing outside the collection is read.
+        for part in (folder.parent, folder):
+            if part.is_symlink():
+                raise FormatError(_FILE_ID, str(part), "a link, not a folder")
+        bundle = Bundle.open(folder, links=self.links)
+        if sha256(folder / FILE_NAME) != entry.sha256:
+            raise FormatError(_FILE_ID, str(folder / FILE_NAME), "not the manifest recorded")
+        if bundle.manifest.base.fingerprint != self.base.fingerprint:
+            raise FormatError(_FILE_ID, str(folder), "a bundle of another base")
+        return bundle
+
+    @cached_property
+    def _router(self) -> Router | None:
+        entry, path = self.config.router, self.router
+        if entry is None or path is None:
+            return None
+        if not path.is_file() or (path.is_symlink() and not self.links):
+            raise FormatError(_FILE_ID, str(path), "no such file")
+        if path.stat().st_size != entry.nbytes or sha256(path) != entry.sha256:
+            raise FormatError(_FILE_ID, str(path), "not the router recorded")
+        router = Router.load(path)
+        try:
+            _check_router(router, self.base.fingerprint, self.config.experts)
+        except (UsageError, BaseMismatchError) as e:
+            raise FormatError(_FILE_ID, str(path), str(e)) from None
+        return router
+
+    def load_router(self) -> Router | None:
+        """The router, checked against base and experts; None without one. Raises `FormatError`."""
+        return self._router
+
+    def open_base(self, base: str | Path | Checkpoint | None = None) -> Checkpoint:
+        """The base model: the one given, else the one recorded (in the folder, or on the Hub).
+
+        Its tensors are compared with those recorded when they are first used. Raises
+        `CheckpointError`, and `UsageError` where none is given and none is known.
+        """
+        if isinstance(base, Checkpoint):
+            return base
+        if base is not None:
+            return open_checkpoint(base)
+        if self.base.path is not None:
+            return Checkpoint.open(self._inside(self.base.path))
+        if self.base.repo is not None:
+            revision = f"@{self.base.revision}" if self.base.revision else ""
+            return _from_hub(f"{self.base.repo}{revision}")
+        raise UsageError(f"{self.path} does not know where its base model is; pass it with --base")
+
+    def _inside(self, relative: str) -> Path:
+        path = self.path / relative
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise FormatError(_FILE_ID, str(path), "leads out of the collection")
+        return path
+
+
+def _read_recipe(config: Config, where: str) -> Recipe:
+    """The recipe of a config.json that may come from a stranger."""
+    # An alias of YAML lets a short text stand for an endless one; we never write any.
+    if any(sign in config.recipe for sign in "&*"):
+        raise FormatError(CONFIG_ID, where, "the recipe has anchors or aliases")
+    try:
+        recipe = parse_recipe(config.recipe, "recipe")
+        _check_recipe(recipe, config.experts)
+    except UsageError as e:
+        raise FormatError(CONFIG_ID, where, str(e)) from None
+    return recipe
+
+
+def is_collection(path: Path) -> bool:
+    """True for a folder whose config.json is that of a collection."""
+    try:
+        load_config((path / CONFIG).read_bytes())
+    except (OSError, FormatError):
+        return False
+    return True
+
+
+def _from_hub(name: str) -> Checkpoint:
+    # A folder of that name here would be opened in its place.
+    if Path(name).exists():
+        problem = f"{name} is a local path, too; pass the base model with --base"
+        raise CheckpointError(problem)
+    return open_checkpoint(name)
+
+
+# --- making one ----------------------------------------------------------------------------------
+
+
+def _named(bundles: Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str, Container]:
+    if isinstance(bundles, Mapping):
+        pairs = [(str(name), Container.open(Path(path))) for name, path in bundles.items()]
+    else:
+        opened = [Container.open(Path(path)) for path in bundles]
+        pairs = [(container.manifest.expert.name, container) for container in opened]
+    if not 1 <= len(pairs) <= MAX_EXPERTS:
+        raise UsageError(f"a collection has 1 to {MAX_EXPERTS} experts, not {len(pairs)}")
+    experts: dict[str, Container] = {}
+    for name, container in pairs:
+        if not is_expert_name(name):
+            raise UsageError(
+                f"{container.path}: {name!r} cannot name a folder of a collection (letters, "
+                "digits, '.', '_', '-'); give another name: NAME=BUNDLE"
+            )
+        # File systems that ignore case would mix the two.
+        if name.lower() in {known.lower() for known in experts}:
+            raise UsageError(
+                f"two experts are called {name!r}; give one of them another name: NAME=BUNDLE"
+            )
+        if container.missing_files:
+            problem = f"incomplete: {container.missing_files[0]} is missing"
+            raise FormatError("OBD-DIR-MISSING", str(container.path), problem)
+        experts[name] = container
+    return experts
+
+
+def _opened(router: str | Path | Router | None) -> Router | None:
+    return router if router is None or isinstance(router, Router) else Router.load(router)
+
+
+def _check_recipe(recipe: Recipe, experts: Iterable[str]) -> None:
+    named = {recipe.select, *recipe.weights} - {None}
+    if unknown := sorted(str(name) for name in named.difference(experts)):
+        raise UsageError(f"the recipe names expert {unknown[0]!r}, which the collection lacks")
+
+
+def _check_base(base: Checkpoint, experts: Mapping[str, Container]) -> CollectionBase:
+    found = base_fingerprint(base)
+    for container in experts.values():
+        recorded = container.manifest.base
+        if recorded.fingerprint != found:
+            raise BaseMismatchError(
+                f"{container.path} was made against {recorded}, but the base given is {base} "
+                f"(fingerprint {found[:12]}) [{BaseMismatchError.id}]"
+            )
+    sources = [container.manifest.base for container in experts.values()]
+    known = next((b for b in sources if b.repo is not None), None)
+    if base.repo is not None or known is None:
+        return CollectionBase(fingerprint=found, repo=base.repo, revision=base.revision)
+    return CollectionBase(fingerprint=found, repo=known.repo, revision=known.revision)
+
+
+def _check_router(router: Router, fingerprint: str, experts: Iterable[str]) -> None:
+    if unknown := sorted(set(router.labels).difference(experts)):
+        raise UsageError(f"the router knows expert {unknown[0]!r}, which the collection lacks")
+    if router.spec.base not in (None, fingerprint):
+        raise BaseMismatchError(
+            f"the router was trained on the base with fingerprint {str(router.spec.base)[:12]}, "
+            f"but the collection's base has {fingerprint[:12]} [{BaseMismatchError.id}]"
+        )
+
+
+def _copy_bundle(container: Container, folder: Path, name: str) -> ExpertEntry:
+    manifest = container.manifest
+    target = folder / bundle_path(name)
+    for relative, file in manifest.files.items():
+        copy = target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(container.path / relative, copy)
+        if sha256(copy) != file.sha256:
+            where = str(container.path / relative)
+            raise FormatError("OBD-DIR-SHA256", where, "damaged: its SHA-256 differs")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(container.path / FILE_NAME, target / FILE_NAME)
+    return ExpertEntry(
+        path=bundle_path(name),
+        sha256=sha256(target / FILE_NAME),
+        nbytes=container.nbytes,
+        groups=_groups(container),
+    )
+
+
+def _groups(container: Container) -> tuple[ExpertGroup, ...]:
+    manifest = container.manifest
+    groups = []
+    for group in manifest.groups:
+        entries = [t for t in manifest.tensors.values() if t.group == group.name]
+        groups.append(
+            ExpertGroup(
+                name=group.name,
+                nbytes=sum(manifest.files[f].size for f in group.files),
+                elements=sum(prod(t.shape) for t in entries),
+                onebit=sum(prod(t.shape) for t in entries if isinstance(t.coding, Terms)),
+            )
+        )
+    return tuple(groups)

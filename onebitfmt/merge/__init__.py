@@ -1,0 +1,1 @@
+"""Task vectors to one model: merge methods, recipes and the engine that streams them."""

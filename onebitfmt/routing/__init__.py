@@ -1,0 +1,1 @@
+"""From a prompt to an expert: features of prompts, a trained router, its decisions."""
