@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench real scales evaluate peers family vectors clean
+.PHONY: demo test check bench real scales evaluate peers bench-switch family vectors clean
 
 demo: $(READY)  ## convert three experts, check them, measure storage, restore one
 	$(BIN)/python tools/demo.py
@@ -30,6 +30,10 @@ evaluate: $(READY)  ## the paper's tables for the small family (a quarter of an 
 
 peers: $(READY)  ## merge methods against mergekit itself
 	$(BIN)/python tools/peers.py
+
+bench-switch: $(READY)  ## switching experts against loading full checkpoints
+	$(BIN)/python tools/bench_switch.py
+	$(BIN)/python tools/bench_merge.py
 
 real: $(READY)  ## a real base and fine-tune from the package registry, in three precisions
 	$(BIN)/python tools/real.py
