@@ -98,7 +98,8 @@ def test_the_tree_in_the_docstring_has_every_exception() -> None:
     assert sorted(drawn) == sorted(type(e).__name__ for e, _, _ in EXAMPLES)
 
 
-def test_the_ids_of_the_code_are_those_of_the_specification() -> None:
-    specified = set(re.findall(rf"\[({ID})\]", (ROOT / "spec" / "obd-v1.md").read_text("utf-8")))
+def test_the_ids_of_the_code_are_those_of_the_specifications() -> None:
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "spec").glob("*.md"))
+    specified = set(re.findall(rf"\[({ID})\]", text))
     code = "".join(path.read_text("utf-8") for path in (ROOT / "onebitfmt").rglob("*.py"))
     assert set(re.findall(rf'"({ID})"', code)) == specified
