@@ -24,6 +24,10 @@ def run(
     expert: Annotated[
         str | None, typer.Option(help="Expert that answers, whatever the router says.")
     ] = None,
+    min_confidence: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Below this probability: static merge of all experts."),
+    ] = 0.0,
     base: Annotated[
         str | None, typer.Option(help="Base model, where the collection's is elsewhere.")
     ] = None,
@@ -47,7 +51,7 @@ def run(
     model = RoutedModel.from_pretrained(
         collection, base=base, device=device, dtype=dtype, keep_base=keep_base
     )
-    decisions = model.decide(prompt, expert)
+    decisions = model.decide(prompt, expert, min_confidence=min_confidence)
     if as_json:
         texts = model.generate(prompt, decisions=decisions, max_new_tokens=max_new_tokens)
         answers = zip(prompt, decisions, texts, strict=True)

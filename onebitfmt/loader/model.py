@@ -270,14 +270,19 @@ class RoutedModel:
         decisions: list[Decision] = router.route(prompts, featurizer, **options)
         return decisions
 
-    def decide(self, prompts: Sequence[str], expert: str | None = None) -> list[Decision]:
-        """As `route`, but an expert that is named wins, and one that is alone needs no router."""
+    def decide(
+        self, prompts: Sequence[str], expert: str | None = None, *, min_confidence: float = 0.0
+    ) -> list[Decision]:
+        """As `route`, but an expert that is named wins, and one that is alone needs no router.
+
+        Where it is less sure than `min_confidence`, the static merge of all experts answers.
+        """
         names = self.weights.experts
         if expert is None and len(names) == 1 and self._without_router:
             decision = Decision(expert=names[0], probabilities={}, reason="the only expert")
             return [decision] * len(prompts)
         if expert is None:
-            return self.route(prompts)
+            return self.route(prompts, min_confidence=min_confidence)
         if expert not in names:
             raise UsageError(f"no expert {expert!r} here; the experts are {', '.join(names)}")
         return [explicit(expert)] * len(prompts)

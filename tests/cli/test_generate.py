@@ -13,6 +13,9 @@ from onebitfmt.cli import generate
 from onebitfmt.collection import Collection
 from onebitfmt.loader import skeleton
 from onebitfmt.merge.recipe import Recipe
+from onebitfmt.routing.examples import Example
+from onebitfmt.routing.features import make_featurizer
+from onebitfmt.routing.train import train_router
 from onebitfmt.verbs.convert import convert
 from onebitfmt.verbs.plan import ConvertOptions
 
@@ -61,6 +64,26 @@ def test_the_answer_is_on_stdout_and_the_reason_on_stderr(run: Generate, collect
     assert result.stdout.strip() == ANSWER
     assert result.stdout.endswith("\n")
     assert result.stderr == "math: asked for\n"
+
+
+def test_the_router_answers_unless_it_is_less_sure_than_asked(
+    run: Generate, collection: Path, tmp_path: Path
+) -> None:
+    examples = [Example(prompt=f"{a}+{b}=", label="math") for a in range(9) for b in range(9)]
+    people = ("Gunek", "Talo", "Mirva", "Osk")
+    examples += [Example(prompt=f"Q: What is the pet of {p} {i}? A:", label="chat")
+                 for p in people for i in range(20)]  # fmt: skip
+    train_router(examples, make_featurizer("ngrams")).save(tmp_path / "router.safetensors")
+    bundles = sorted((collection / "experts").iterdir())
+    routed = tmp_path / "routed"
+    router, recipe = tmp_path / "router.safetensors", Recipe(method="select")
+    Collection.create(routed, FAMILY / "base", bundles, recipe=recipe, router=router)
+    asked = (routed, "--prompt", PROMPT, "--base", FAMILY / "base", "--max-new-tokens", 8)
+    sure = run(*asked)
+    assert sure.stdout.strip() == ANSWER
+    assert sure.stderr.startswith("math: router")
+    unsure = run(*asked, "--min-confidence", 1.0)
+    assert unsure.stderr.startswith("all experts merged: ")
 
 
 def test_json_has_every_prompt(run: Generate, collection: Path) -> None:
