@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -21,6 +19,7 @@ from onebitfmt.cli import (
     storage,
     verify,
 )
+from onebitfmt.cli.console import catch_signals
 
 app = typer.Typer(
     name="obd",
@@ -60,12 +59,7 @@ def _options(
     """
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    # An exception, so that half-written folders are removed on the way out.
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    catch_signals()
     app()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
@@ -53,6 +54,29 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
+_stopped_by: list[int] = []
+
+
+def catch_signals() -> None:
+    """Have SIGINT and SIGTERM raise, so that half-written folders are removed on the way out."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    _stopped_by.append(number)
+    raise KeyboardInterrupt
+
+
+def _exit_if_stopped() -> None:
+    # A compiler or a callback in between may turn the interrupt into an error of its own.
+    if _stopped_by and _stopped_by[-1] == signal.SIGTERM:
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    if _stopped_by:
+        typer.echo("interrupted; nothing was written", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def command(function: Command) -> Command:
     """Turn the errors of a command into a message on stderr and an exit code."""
 
@@ -61,6 +85,7 @@ def command(function: Command) -> Command:
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
+            _exit_if_stopped()
             typer.echo("interrupted; nothing was written", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -71,6 +96,9 @@ def command(function: Command) -> Command:
             typer.echo(f"error: {error}", err=True)
             code = next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
             raise typer.Exit(code) from None
+        except Exception:
+            _exit_if_stopped()
+            raise
 
     return run  # type: ignore[return-value]
 
