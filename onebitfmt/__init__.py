@@ -1,7 +1,9 @@
 """Keep fine-tuned experts as one-bit task vectors against one base model.
 
 - `convert`, `restore`, `verify`, `storage`: the verbs, as on the command line;
+- `merge_experts`, `Recipe`: bundles or checkpoints merged into a plain checkpoint;
 - `Bundle`, `Checkpoint`: an open bundle and an open checkpoint, read lazily;
+- `Collection`, `RoutedModel`: bundles with a router, and the model that answers with them;
 - `onebitfmt.errors`: every exception.
 
 Importing this package loads nothing heavy; names are loaded on first use.
@@ -18,9 +20,13 @@ if TYPE_CHECKING:
     from onebitfmt.bundle import Bundle
     from onebitfmt.checkpoint import Checkpoint
     from onebitfmt.codecs.sign import SignOptions
+    from onebitfmt.collection import Collection
+    from onebitfmt.loader.model import RoutedModel
+    from onebitfmt.merge.recipe import Recipe
     from onebitfmt.report.storage import storage
     from onebitfmt.source import open_checkpoint
     from onebitfmt.verbs.convert import convert
+    from onebitfmt.verbs.merge import merge_experts
     from onebitfmt.verbs.plan import ConvertOptions
     from onebitfmt.verbs.restore import restore
     from onebitfmt.verbs.verify import verify
@@ -28,9 +34,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "Checkpoint",
+    "Collection",
     "ConvertOptions",
+    "Recipe",
+    "RoutedModel",
     "SignOptions",
     "convert",
+    "merge_experts",
     "open_checkpoint",
     "restore",
     "storage",
@@ -40,9 +50,13 @@ __all__ = [
 _HOMES = {
     "Bundle": "onebitfmt.bundle",
     "Checkpoint": "onebitfmt.checkpoint",
+    "Collection": "onebitfmt.collection",
     "ConvertOptions": "onebitfmt.verbs.plan",
+    "Recipe": "onebitfmt.merge.recipe",
+    "RoutedModel": "onebitfmt.loader.model",
     "SignOptions": "onebitfmt.codecs.sign",
     "convert": "onebitfmt.verbs.convert",
+    "merge_experts": "onebitfmt.verbs.merge",
     "open_checkpoint": "onebitfmt.source",
     "restore": "onebitfmt.verbs.restore",
     "storage": "onebitfmt.report.storage",

@@ -51,11 +51,6 @@ class _Zstd(threading.local):
 _zstd = _Zstd()
 
 
-def chunk_sizes(elements: int) -> list[int]:
-    """Elements of each chunk of a tensor."""
-    return [min(CHUNK, elements - i) for i in range(0, elements, CHUNK)]
-
-
 def encode_table(lengths: list[int]) -> bytes:
     """The table that ends a blob: the chunks' lengths in bytes."""
     return struct.pack(f"<{len(lengths)}I", *lengths)
