@@ -14,6 +14,7 @@ all that a remote reader fetches first, and it is the root of trust of the rest.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +46,8 @@ from onebitfmt.errors import (
     MissingBundleError,
     UsageError,
 )
-from onebitfmt.format.manifest import FILE_NAME, Terms
+from onebitfmt.format.dtypes import nbytes
+from onebitfmt.format.manifest import FILE_NAME, LayerGroup, Manifest, Terms, coding_name
 from onebitfmt.merge.recipe import Recipe, dump_recipe, parse_recipe
 from onebitfmt.routing.identity import base_fingerprint
 from onebitfmt.routing.names import MAX_EXPERTS, is_expert_name
@@ -56,6 +58,7 @@ from onebitfmt.staging import check_output, staged
 ROUTER: Final = "router.safetensors"
 
 _FILE_ID: Final = "OBD-COLL-FILE"
+_SUMMARY_ID: Final = "OBD-COLL-SUMMARY"
 
 
 # --- an open collection --------------------------------------------------------------------------
@@ -173,6 +176,9 @@ class Collection:
         bundle = Bundle.open(folder, links=self.links)
         if sha256(folder / FILE_NAME) != entry.sha256:
             raise FormatError(_FILE_ID, str(folder / FILE_NAME), "not the manifest recorded")
+        if entry_of(bundle.container, Path(entry.path).stem) != entry:
+            problem = f"says of {entry.path} what its manifest does not say"
+            raise FormatError(_SUMMARY_ID, str(self.path / CONFIG), problem)
         if bundle.manifest.base.fingerprint != self.base.fingerprint:
             raise FormatError(_FILE_ID, str(folder), "a bundle of another base")
         return bundle
@@ -198,7 +204,7 @@ class Collection:
         return self._router
 
     def open_base(self, base: str | Path | Checkpoint | None = None) -> Checkpoint:
-        """The base model: the one given, else the one recorded (in the folder, or on the Hub).
+        """The base model: the one given, else the one recorded on the Hub.
 
         Its tensors are compared with those recorded when they are first used. Raises
         `CheckpointError`, and `UsageError` where none is given and none is known.
@@ -207,18 +213,10 @@ class Collection:
             return base
         if base is not None:
             return open_checkpoint(base)
-        if self.base.path is not None:
-            return Checkpoint.open(self._inside(self.base.path))
         if self.base.repo is not None:
             revision = f"@{self.base.revision}" if self.base.revision else ""
             return _from_hub(f"{self.base.repo}{revision}")
         raise UsageError(f"{self.path} does not know where its base model is; pass it with --base")
-
-    def _inside(self, relative: str) -> Path:
-        path = self.path / relative
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise FormatError(_FILE_ID, str(path), "leads out of the collection")
-        return path
 
 
 def _read_recipe(config: Config, where: str) -> Recipe:
@@ -329,25 +327,33 @@ def _copy_bundle(container: Container, folder: Path, name: str) -> ExpertEntry:
             raise FormatError("OBD-DIR-SHA256", where, "damaged: its SHA-256 differs")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(container.path / FILE_NAME, target / FILE_NAME)
+    return entry_of(container, name)
+
+
+def entry_of(container: Container, name: str) -> ExpertEntry:
+    """What config.json says of a bundle, from its manifest alone."""
+    manifest = container.manifest
+    expert = manifest.expert
     return ExpertEntry(
         path=bundle_path(name),
-        sha256=sha256(target / FILE_NAME),
+        sha256=sha256(container.path / FILE_NAME),
         nbytes=container.nbytes,
-        groups=_groups(container),
+        dtype=expert.dtype,
+        groups=tuple(_group(manifest, group) for group in manifest.groups),
+        repo=expert.repo,
+        revision=expert.revision,
+        license=expert.license,
     )
 
 
-def _groups(container: Container) -> tuple[ExpertGroup, ...]:
-    manifest = container.manifest
-    groups = []
-    for group in manifest.groups:
-        entries = [t for t in manifest.tensors.values() if t.group == group.name]
-        groups.append(
-            ExpertGroup(
-                name=group.name,
-                nbytes=sum(manifest.files[f].size for f in group.files),
-                elements=sum(prod(t.shape) for t in entries),
-                onebit=sum(prod(t.shape) for t in entries if isinstance(t.coding, Terms)),
-            )
-        )
-    return tuple(groups)
+def _group(manifest: Manifest, group: LayerGroup) -> ExpertGroup:
+    entries = [t for t in manifest.tensors.values() if t.group == group.name]
+    return ExpertGroup(
+        name=group.name,
+        nbytes=sum(manifest.files[f].size for f in group.files),
+        full=sum(nbytes(t.dtype, t.shape) for t in entries),
+        elements=sum(prod(t.shape) for t in entries),
+        onebit=sum(prod(t.shape) for t in entries if isinstance(t.coding, Terms)),
+        codings=dict(Counter(coding_name(t.coding) for t in entries)),
+        relative_squared_error=manifest.metadata.get(f"{group.name}.relative_squared_error"),
+    )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from onebitfmt.errors import FormatError, UnsupportedError
-from onebitfmt.format.manifest_json import is_path
 from onebitfmt.format.strict_json import Cursor, canonical, parse
 from onebitfmt.routing.names import MAX_EXPERTS, is_expert_name
 
@@ -28,41 +27,56 @@ _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollectionBase:
-    """The base model: fingerprint of its tensors, and where it is.
-
-    `repo` and `revision` are its place on the Hub, `path` its folder inside the collection, when
-    there is one.
-    """
+    """The base model: fingerprint of its tensors, and its place on the Hub when known."""
 
     fingerprint: str
     repo: str | None = None
     revision: str | None = None
-    path: str | None = None
 
     def __str__(self) -> str:
         """A short name for messages."""
         known = f"{self.repo}@{self.revision}" if self.revision else self.repo
-        return f"{known or self.path or 'a local model'} (fingerprint {self.fingerprint[:12]})"
+        return f"{known or 'a local model'} (fingerprint {self.fingerprint[:12]})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertGroup:
-    """A layer group of an expert: bytes of its files, elements, and those that are one-bit."""
+    """A layer group of an expert.
+
+    `nbytes` are those of its files, `full` those of its tensors in the expert's checkpoint;
+    `onebit` counts the elements that are one-bit, `codings` the tensors of each coding.
+    """
 
     name: str
     nbytes: int
+    full: int
     elements: int
     onebit: int
+    codings: Mapping[str, int]
+    relative_squared_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertEntry:
-    """A bundle of the collection: its folder, SHA-256 of its manifest, bytes on disk, groups."""
+    """A bundle of the collection, as its own manifest describes it.
+
+    `sha256` is that of the manifest, `nbytes` the bundle's bytes on disk; `repo` and `revision` are
+    the fine-tune that it was made from, when known.
+    """
 
     path: str
     sha256: str
     nbytes: int
+    dtype: str
     groups: tuple[ExpertGroup, ...]
+    repo: str | None = None
+    revision: str | None = None
+    license: str | None = None
+
+    @property
+    def full(self) -> int:
+        """Bytes of the tensors in the expert's checkpoint."""
+        return sum(group.full for group in self.groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,16 +113,28 @@ def dump_config(config: Config) -> bytes:
 
 
 def _dump_expert(entry: ExpertEntry) -> dict[str, Any]:
-    groups = [
-        {"name": g.name, "bytes": g.nbytes, "elements": g.elements, "onebit": g.onebit}
-        for g in entry.groups
-    ]
-    return {
+    value = {name: getattr(entry, name) for name in ("repo", "revision", "license")}
+    return {k: v for k, v in value.items() if v is not None} | {
         "path": entry.path,
         "sha256": entry.sha256,
         "bytes": entry.nbytes,
-        "groups": groups,
+        "dtype": entry.dtype,
+        "groups": [_dump_group(group) for group in entry.groups],
     }
+
+
+def _dump_group(group: ExpertGroup) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "name": group.name,
+        "bytes": group.nbytes,
+        "full": group.full,
+        "elements": group.elements,
+        "onebit": group.onebit,
+        "codings": dict(group.codings),
+    }
+    if group.relative_squared_error is not None:
+        value["relative_squared_error"] = group.relative_squared_error
+    return value
 
 
 def load_config(data: bytes, where: str = CONFIG) -> Config:
@@ -153,42 +179,50 @@ def _load_config(cursor: Cursor) -> Config:
 
 
 def _load_base(cursor: Cursor) -> CollectionBase:
-    f = cursor.fields("fingerprint", "repo revision path")
+    f = cursor.fields("fingerprint", "repo revision")
+    repo, revision = _source(cursor, f)
+    return CollectionBase(fingerprint=_hex64(f["fingerprint"]), repo=repo, revision=revision)
+
+
+def _source(cursor: Cursor, f: Mapping[str, Cursor]) -> tuple[str | None, str | None]:
     if "revision" in f and "repo" not in f:
         cursor.fail(CONFIG_ID, "field 'revision' stands without 'repo'")
-    path = f["path"].string() if "path" in f else None
-    if path is not None and not is_path(path):
-        f["path"].fail(CONFIG_ID, "not a plain relative path")
-    return CollectionBase(
-        fingerprint=_hex64(f["fingerprint"]),
-        repo=f["repo"].string() if "repo" in f else None,
-        revision=f["revision"].string() if "revision" in f else None,
-        path=path,
-    )
+    return _optional(f, "repo"), _optional(f, "revision")
+
+
+def _optional(f: Mapping[str, Cursor], name: str) -> str | None:
+    return f[name].string() if name in f else None
 
 
 def _load_expert(name: str, cursor: Cursor) -> ExpertEntry:
     if not is_expert_name(name):
         cursor.fail(CONFIG_ID, f"{name!r} is not a name of an expert")
-    f = cursor.fields("path sha256 bytes groups")
+    f = cursor.fields("path sha256 bytes dtype groups", "repo revision license")
     if f["path"].string() != bundle_path(name):
         f["path"].fail(CONFIG_ID, f"the path of this expert is {bundle_path(name)}")
-    groups = []
-    for c in f["groups"].items():
-        g = c.fields("name bytes elements onebit")
-        groups.append(
-            ExpertGroup(
-                name=g["name"].string(),
-                nbytes=g["bytes"].integer(),
-                elements=g["elements"].integer(),
-                onebit=g["onebit"].integer(),
-            )
-        )
+    repo, revision = _source(cursor, f)
     return ExpertEntry(
         path=bundle_path(name),
         sha256=_hex64(f["sha256"]),
         nbytes=f["bytes"].integer(),
-        groups=tuple(groups),
+        dtype=f["dtype"].string(),
+        groups=tuple(_load_group(c) for c in f["groups"].items()),
+        repo=repo,
+        revision=revision,
+        license=_optional(f, "license"),
+    )
+
+
+def _load_group(cursor: Cursor) -> ExpertGroup:
+    f = cursor.fields("name bytes full elements onebit codings", "relative_squared_error")
+    return ExpertGroup(
+        name=f["name"].string(),
+        nbytes=f["bytes"].integer(),
+        full=f["full"].integer(),
+        elements=f["elements"].integer(),
+        onebit=f["onebit"].integer(),
+        codings={name: count.integer() for name, count in f["codings"].entries()},
+        relative_squared_error=_optional(f, "relative_squared_error"),
     )
 
 

@@ -133,6 +133,13 @@ class Manifest:
     version: str = VERSION
 
 
+def coding_name(coding: Coding) -> str:
+    """A coding in a word or two: `same`, `tied`, `exact`, `sign rank1`, `sign row + row`."""
+    if isinstance(coding, Terms):
+        return "sign " + " + ".join(term.scale for term in coding.terms)
+    return type(coding).__name__.lower()
+
+
 def group_file_names(group: str, count: int) -> tuple[str, ...]:
     """The file names of a group stored in `count` shards (spec section 3)."""
     if count < 2:
