@@ -17,6 +17,7 @@ from safetensors import deserialize
 
 from onebitfmt.verbs.convert import convert
 from onebitfmt.verbs.plan import ConvertOptions
+from tests.hubserver.fixtures import hub, known_xet, quick_retries  # noqa: F401
 
 Bits = NDArray[Any]
 Tensors = dict[str, tuple[str, Bits]]
