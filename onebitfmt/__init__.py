@@ -4,6 +4,8 @@
 - `merge_experts`, `Recipe`: bundles or checkpoints merged into a plain checkpoint;
 - `Bundle`, `Checkpoint`: an open bundle and an open checkpoint, read lazily;
 - `Collection`, `RoutedModel`: bundles with a router, and the model that answers with them;
+- `open_bundle`, `open_collection`, `open_checkpoint`: from a folder, or by a Hub id;
+- `push`, `pull`: to and from the Hub;
 - `onebitfmt.errors`: every exception.
 
 Importing this package loads nothing heavy; names are loaded on first use.
@@ -14,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from onebitfmt.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from onebitfmt.bundle import Bundle
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from onebitfmt.merge.recipe import Recipe
     from onebitfmt.report.storage import storage
     from onebitfmt.source import open_checkpoint
+    from onebitfmt.transfer.opening import open_bundle, open_collection
+    from onebitfmt.transfer.pull import pull
+    from onebitfmt.transfer.push import PushOptions, push
     from onebitfmt.verbs.convert import convert
     from onebitfmt.verbs.merge import merge_experts
     from onebitfmt.verbs.plan import ConvertOptions
@@ -36,12 +41,17 @@ __all__ = [
     "Checkpoint",
     "Collection",
     "ConvertOptions",
+    "PushOptions",
     "Recipe",
     "RoutedModel",
     "SignOptions",
     "convert",
     "merge_experts",
+    "open_bundle",
     "open_checkpoint",
+    "open_collection",
+    "pull",
+    "push",
     "restore",
     "storage",
     "verify",
@@ -52,12 +62,17 @@ _HOMES = {
     "Checkpoint": "onebitfmt.checkpoint",
     "Collection": "onebitfmt.collection",
     "ConvertOptions": "onebitfmt.verbs.plan",
+    "PushOptions": "onebitfmt.transfer.push",
     "Recipe": "onebitfmt.merge.recipe",
     "RoutedModel": "onebitfmt.loader.model",
     "SignOptions": "onebitfmt.codecs.sign",
     "convert": "onebitfmt.verbs.convert",
     "merge_experts": "onebitfmt.verbs.merge",
+    "open_bundle": "onebitfmt.transfer.opening",
     "open_checkpoint": "onebitfmt.source",
+    "open_collection": "onebitfmt.transfer.opening",
+    "pull": "onebitfmt.transfer.pull",
+    "push": "onebitfmt.transfer.push",
     "restore": "onebitfmt.verbs.restore",
     "storage": "onebitfmt.report.storage",
     "verify": "onebitfmt.verbs.verify",

@@ -6,6 +6,7 @@
     ├── UsageError              the request makes no sense: options, names, shapes
     ├── CheckpointError         a checkpoint cannot be read
     │   └── BaseMismatchError   the base given is not the base a bundle was made against
+    ├── HubError                the Hub cannot be reached, refuses, or sent wrong bytes
     ├── OutputError             the output cannot be written, or exists
     ├── MissingDependencyError  an optional package is not installed
     └── FormatError             bytes that are not a valid bundle
@@ -34,6 +35,10 @@ class BaseMismatchError(CheckpointError):
     """A base tensor is not the one a bundle was made against (spec section 7)."""
 
     id = "OBD-BASE-TENSOR"
+
+
+class HubError(OnebitError):
+    """The Hub cannot be reached, refuses, or sent wrong bytes; the message gives the next step."""
 
 
 class OutputError(OnebitError):

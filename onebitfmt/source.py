@@ -2,67 +2,45 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final
 
 from onebitfmt.checkpoint import Checkpoint
-from onebitfmt.errors import CheckpointError
+from onebitfmt.errors import CheckpointError, HubError
+from onebitfmt.hub.address import parse_hub_id
+from onebitfmt.hub.client import DEFAULTS, HubOptions
+from onebitfmt.hub.snapshot import Snapshot
 
-_HUB_ID: Final = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # Exact names would need a listing first; nothing else that a model repository holds is large.
 _PATTERNS: Final = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md", "LICENSE*"]
 _NOT_WEIGHTS: Final = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, options: HubOptions = DEFAULTS) -> Checkpoint:
     """Open a checkpoint from a folder, a .safetensors file, or the Hub (through its cache).
 
-    Raises `CheckpointError`.
+    What exists here comes first, and a `Path` is never a Hub id. Raises `CheckpointError`,
+    `HubError`.
     """
     path = Path(source).expanduser()
     if path.exists():
         return Checkpoint.open(path)
-    match = _HUB_ID.fullmatch(str(source))
-    if not match:
+    found = None if isinstance(source, Path) else parse_hub_id(source)
+    if found is None or found.expert is not None:
         raise CheckpointError(f"{source}: no such file or folder, and not a Hub id (ns/name)")
-    repo, revision = match[1], match[2]
-    folder = _download(repo, revision)
-    return Checkpoint.open(folder, repo=repo, revision=folder.name)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    # Loading it takes half a second, and most runs need no Hub.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_PATTERNS,
-            ignore_patterns=_NOT_WEIGHTS,
-            library_name="onebitfmt",
-        )
-    except GatedRepoError:
-        problem = "gated: ask for access on its page, then log in with: hf auth login"
-    except RevisionNotFoundError:
-        problem = f"has no revision {revision!r}"
-    except RepositoryNotFoundError:
-        problem = "no such local path, and no such model on the Hub (or private: hf auth login)"
-    except LocalEntryNotFoundError:
-        problem = "not a local path, not in the Hub cache, and the Hub cannot be reached"
-    except HFValidationError:
-        problem = "no such file or folder, and not a Hub id (ns/name)"
-    except (HfHubHTTPError, OSError) as e:
-        problem = f"the Hub download failed: {e}"
-    else:
-        return Path(folder)
-    raise CheckpointError(f"{repo}: {problem}")
+        return hub_checkpoint(found.repo, found.revision, options=options)
+    except HubError as e:
+        raise HubError(f"{source}: no such local path; and on the Hub, {e}") from None
+
+
+def hub_checkpoint(
+    repo: str, revision: str | None = None, *, options: HubOptions = DEFAULTS
+) -> Checkpoint:
+    """Open a checkpoint of the Hub, whatever lies in a local folder of that name.
+
+    Raises `CheckpointError`, `HubError`.
+    """
+    snapshot = Snapshot.open(repo, revision, options)
+    folder = snapshot.fetch_matching(_PATTERNS, _NOT_WEIGHTS)
+    return Checkpoint.open(folder, repo=repo, revision=snapshot.commit)

@@ -16,6 +16,7 @@ from onebitfmt.errors import (
     BaseMismatchError,
     CheckpointError,
     FormatError,
+    HubError,
     MissingBundleError,
     MissingDependencyError,
     OnebitError,
@@ -32,6 +33,7 @@ EXAMPLES: Final[list[tuple[OnebitError, type[Exception], str]]] = [
     (UsageError("words"), OnebitError, "words"),
     (CheckpointError("words"), OnebitError, "words"),
     (BaseMismatchError("words"), CheckpointError, "words"),
+    (HubError("words"), OnebitError, "words"),
     (OutputError("words"), OnebitError, "words"),
     (
         MissingDependencyError("matplotlib", "plot"),

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from onebitfmt.hub.interrupt import interruptible
+from tests.hubserver.faults import Fault
+
+if TYPE_CHECKING:
+    from tests.hubserver.hub import Hub
+
+REPO = "ns/model"
+
+FETCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from onebitfmt.hub.snapshot import Snapshot
+try:
+    Snapshot.open("ns/model").fetch(["a.bin", "b.bin", "config.json"])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_the_result_and_the_error_are_those_of_the_work() -> None:
+    error = ValueError("words")
+
+    def fail() -> None:
+        raise error
+
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(ValueError, match="words") as caught:
+        interruptible(fail)
+    assert caught.value is error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal to send")
+def test_an_interrupt_ends_a_download(hub: Hub) -> None:
+    # At this speed the file would take some minutes.
+    hub.commit(REPO, {"a.bin": bytes(20_000_000), "b.bin": b"b" * 1000, "config.json": b"{}"})
+    begun = threading.Event()
+    hub.faults.add(Fault(path=r"a\.bin", method="GET", slow=0.5, before=begun.set, times=None))
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH],
+        env=hub.environment(PYTHONPATH=root),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert begun.wait(30)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (out, err, process.returncode) == ("interrupted\n", "", 0)
+    assert time.monotonic() - start < 5
+    assert not list(hub.cache.rglob("*.incomplete"))
+    assert not list(hub.cache.rglob("snapshots/*/a.bin"))
