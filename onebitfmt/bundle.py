@@ -6,7 +6,7 @@ present opens and serves what it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -328,7 +328,7 @@ class Bundle:
         )
 
 
-def name_in(base: Checkpoint, name: str) -> str | None:
+def name_in(base: Collection[str], name: str) -> str | None:
     """A tensor's name in a copy of the base, which may have a leading prefix more or less."""
     if name in base:
         return name

@@ -41,21 +41,24 @@ from onebitfmt.collection_config import (
 from onebitfmt.container import Container, sha256
 from onebitfmt.errors import (
     BaseMismatchError,
-    CheckpointError,
     FormatError,
     MissingBundleError,
     UsageError,
 )
 from onebitfmt.format.dtypes import nbytes
 from onebitfmt.format.manifest import FILE_NAME, LayerGroup, Manifest, Terms, coding_name
+from onebitfmt.hub.address import HubId, parse_hub_id
+from onebitfmt.hub.client import DEFAULTS, HubOptions
 from onebitfmt.merge.recipe import Recipe, dump_recipe, parse_recipe
 from onebitfmt.routing.identity import base_fingerprint
 from onebitfmt.routing.names import MAX_EXPERTS, is_expert_name
 from onebitfmt.routing.router import Router
-from onebitfmt.source import open_checkpoint
+from onebitfmt.source import hub_checkpoint, open_checkpoint
 from onebitfmt.staging import check_output, staged
 
 ROUTER: Final = "router.safetensors"
+
+BundleSource = str | Path | Bundle
 
 _FILE_ID: Final = "OBD-COLL-FILE"
 _SUMMARY_ID: Final = "OBD-COLL-SUMMARY"
@@ -99,7 +102,7 @@ class Collection:
     def create(
         output: str | Path,
         base: str | Path | Checkpoint,
-        bundles: Iterable[str | Path] | Mapping[str, str | Path],
+        bundles: Iterable[BundleSource] | Mapping[str, BundleSource],
         *,
         recipe: Recipe | None = None,
         router: str | Path | Router | None = None,
@@ -107,9 +110,9 @@ class Collection:
     ) -> Collection:
         """Write a collection to the folder `output`, whole or not at all, and open it.
 
-        Bundles are copied, their files' SHA-256 checked on the way; a mapping gives them other
-        names than their own. Raises `BaseMismatchError` for a bundle or router of another base,
-        `UsageError`, `FormatError`, `CheckpointError` and `OutputError`.
+        Bundles, folders or open ones, are copied, their files' SHA-256 checked on the way; a
+        mapping gives them other names than their own. Raises `BaseMismatchError` for a bundle or
+        router of another base, `UsageError`, `FormatError`, `CheckpointError` and `OutputError`.
         """
         target = Path(output)
         of_base = base if isinstance(base, Checkpoint) else open_checkpoint(base)
@@ -203,20 +206,26 @@ class Collection:
         """The router, checked against base and experts; None without one. Raises `FormatError`."""
         return self._router
 
-    def open_base(self, base: str | Path | Checkpoint | None = None) -> Checkpoint:
-        """The base model: the one given, else the one recorded on the Hub.
+    def open_base(
+        self, base: str | Path | Checkpoint | None = None, *, options: HubOptions = DEFAULTS
+    ) -> Checkpoint:
+        """The base model: the one given, else the one recorded on the Hub, at its commit.
 
         Its tensors are compared with those recorded when they are first used. Raises
-        `CheckpointError`, and `UsageError` where none is given and none is known.
+        `CheckpointError`, `HubError`, and `UsageError` where none is given and none is known.
         """
         if isinstance(base, Checkpoint):
             return base
         if base is not None:
-            return open_checkpoint(base)
-        if self.base.repo is not None:
-            revision = f"@{self.base.revision}" if self.base.revision else ""
-            return _from_hub(f"{self.base.repo}{revision}")
-        raise UsageError(f"{self.path} does not know where its base model is; pass it with --base")
+            return open_checkpoint(base, options=options)
+        repo, revision = self.base.repo, self.base.revision
+        if repo is None:
+            problem = "does not know where its base model is; pass it with --base"
+            raise UsageError(f"{self.path} {problem}")
+        if parse_hub_id(repo) != HubId(repo=repo):
+            problem = f"names {repo!r} as its base, which is no model on the Hub"
+            raise UsageError(f"{self.path} {problem}; pass the base with --base")
+        return hub_checkpoint(repo, revision, options=options)
 
 
 def _read_recipe(config: Config, where: str) -> Recipe:
@@ -241,22 +250,16 @@ def is_collection(path: Path) -> bool:
     return True
 
 
-def _from_hub(name: str) -> Checkpoint:
-    # A folder of that name here would be opened in its place.
-    if Path(name).exists():
-        problem = f"{name} is a local path, too; pass the base model with --base"
-        raise CheckpointError(problem)
-    return open_checkpoint(name)
-
-
 # --- making one ----------------------------------------------------------------------------------
 
 
-def _named(bundles: Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str, Container]:
+def _named(
+    bundles: Iterable[BundleSource] | Mapping[str, BundleSource],
+) -> dict[str, Container]:
     if isinstance(bundles, Mapping):
-        pairs = [(str(name), Container.open(Path(path))) for name, path in bundles.items()]
+        pairs = [(str(name), _container(source)) for name, source in bundles.items()]
     else:
-        opened = [Container.open(Path(path)) for path in bundles]
+        opened = [_container(source) for source in bundles]
         pairs = [(container.manifest.expert.name, container) for container in opened]
     if not 1 <= len(pairs) <= MAX_EXPERTS:
         raise UsageError(f"a collection has 1 to {MAX_EXPERTS} experts, not {len(pairs)}")
@@ -277,6 +280,10 @@ def _named(bundles: Iterable[str | Path] | Mapping[str, str | Path]) -> dict[str
             raise FormatError("OBD-DIR-MISSING", str(container.path), problem)
         experts[name] = container
     return experts
+
+
+def _container(source: BundleSource) -> Container:
+    return source.container if isinstance(source, Bundle) else Container.open(Path(source))
 
 
 def _opened(router: str | Path | Router | None) -> Router | None:

@@ -20,12 +20,15 @@ from onebitfmt.collection_config import dump_config, load_config
 from onebitfmt.errors import (
     BaseMismatchError,
     FormatError,
+    HubError,
     MissingBundleError,
     OutputError,
     UnsupportedError,
     UsageError,
 )
+from onebitfmt.hub.client import HubOptions
 from onebitfmt.merge.recipe import Recipe
+from onebitfmt.routing.identity import base_fingerprint
 from onebitfmt.routing.router import Router
 from onebitfmt.routing.spec import FeatureSpec
 from onebitfmt.verbs.convert import convert
@@ -34,6 +37,7 @@ from onebitfmt.verbs.verify import verify
 
 if TYPE_CHECKING:
     from tests.conftest import Models
+    from tests.hubserver.hub import Hub
 
 X = "ab" * 32
 
@@ -428,19 +432,30 @@ def test_the_base_is_the_one_given(made: Path, two: Family) -> None:
     assert collection.open_base(str(two.base)).path == two.base
 
 
-def test_the_hub_is_asked_for_the_recorded_revision(
-    made: Path, two: Family, monkeypatch: pytest.MonkeyPatch
+def test_the_base_comes_from_the_hub_at_its_recorded_commit(
+    hub: Hub, made: Path, two: Family, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit(made, lambda v: v["base"].update(repo="ns/name", revision="abc"))
-    asked: list[str] = []
+    commit = hub.commit("ns/base", {"model.safetensors": two.base / "model.safetensors"})
+    newer = models.save("newer", models.llama(9)) / "model.safetensors"
+    hub.commit("ns/base", {"model.safetensors": newer})
+    edit(made, lambda v: v["base"].update(repo="ns/base", revision=commit))
+    # A folder of that name here is another matter.
+    models.save("ns/base", models.llama(9))
+    monkeypatch.chdir(models.root)
+    opened = Collection.open(made).open_base()
+    assert (opened.repo, opened.revision) == ("ns/base", commit)
+    own = Checkpoint.open(two.base)
+    assert base_fingerprint(opened) == base_fingerprint(own)
+    options = HubOptions(local_files_only=True, cache_dir=made / "other")
+    with pytest.raises(HubError, match="not in the Hub cache"):
+        Collection.open(made).open_base(options=options)
 
-    def opened(name: str) -> Checkpoint:
-        asked.append(name)
-        return Checkpoint.open(two.base)
 
-    monkeypatch.setattr("onebitfmt.collection.open_checkpoint", opened)
-    Collection.open(made).open_base()
-    assert asked == ["ns/name@abc"]
+@pytest.mark.parametrize("repo", ["../base", "/etc", "base", "ns/name:math", "ns/name@main", ""])
+def test_a_recorded_base_is_never_a_local_path(made: Path, repo: str) -> None:
+    edit(made, lambda v: v["base"].update(repo=repo))
+    with pytest.raises(UsageError, match="pass the base with --base"):
+        Collection.open(made).open_base()
 
 
 def test_records_are_written_as_they_were_read(made: Path) -> None:
