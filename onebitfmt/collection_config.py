@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from onebitfmt.errors import FormatError, UnsupportedError
+from onebitfmt.format.manifest import FILE_NAME
 from onebitfmt.format.strict_json import Cursor, canonical, parse
 from onebitfmt.routing.names import MAX_EXPERTS, is_expert_name
 
@@ -236,3 +238,8 @@ def _hex64(cursor: Cursor) -> str:
 def bundle_path(name: str) -> str:
     """The folder of an expert's bundle in its collection."""
     return f"{EXPERTS}/{name}.obd"
+
+
+def holds_collection(folder: Path) -> bool:
+    """True for a folder with a config.json that is not a bundle's folder."""
+    return (folder / CONFIG).is_file() and not (folder / FILE_NAME).is_file()

@@ -13,6 +13,8 @@ from onebitfmt.cli import (
     generate,
     inspect,
     merge,
+    pull,
+    push,
     restore,
     route,
     router,
@@ -38,6 +40,8 @@ app.add_typer(router.app, name="router", help="Train and evaluate a router.")
 app.command("route")(route.run)
 app.command("collect")(collect.run)
 app.command("generate")(generate.run)
+app.command("push")(push.run)
+app.command("pull")(pull.run)
 
 
 def _version(asked: bool) -> None:

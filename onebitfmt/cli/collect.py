@@ -15,12 +15,14 @@ from onebitfmt.cli.console import (
     command,
     percent,
     print_json,
+    say,
     size,
     table,
 )
 from onebitfmt.errors import UsageError
 
 if TYPE_CHECKING:
+    from onebitfmt.bundle import Bundle
     from onebitfmt.collection import Collection
 
 
@@ -29,7 +31,10 @@ def run(
     base: BaseModel,
     bundles: Annotated[
         list[str],
-        typer.Argument(metavar="BUNDLE...", help="Bundle folders; NAME=BUNDLE renames an expert."),
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundles: folders, or Hub ids ns/name:expert; NAME=BUNDLE renames an expert.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Collection folder to write.")],
     router: Annotated[
@@ -58,18 +63,19 @@ def run(
         _print(collection)
 
 
-def _named(bundles: list[str]) -> dict[str, str]:
-    from onebitfmt.container import Container
+def _named(sources: list[str]) -> dict[str, Bundle]:
+    from onebitfmt.transfer.opening import open_named_bundle
 
-    found: dict[str, str] = {}
-    for text in bundles:
+    found: dict[str, Bundle] = {}
+    for text in sources:
         # A path may hold `=` itself, so one that exists is taken as it is.
-        name, equals, path = text.partition("=")
+        name, equals, source = text.partition("=")
         if not equals or Path(text).exists():
-            name, path = Container.open(Path(text)).manifest.expert.name, text
-        if name in found:
-            raise UsageError(f"two experts are called {name!r}; rename one: NAME={path}")
-        found[name] = path
+            name, source = "", text
+        own, bundle = open_named_bundle(source)
+        if (name or own) in found:
+            raise UsageError(f"two experts are called {name or own!r}; rename one: NAME={source}")
+        found[name or own] = bundle
     return found
 
 
@@ -95,7 +101,7 @@ def _print(collection: Collection) -> None:
     table(str(collection.path), ("expert", "bytes", "one-bit"), rows)
     router = collection.load_router()
     if router is None:
-        typer.echo("no router: experts are chosen by name")
+        say("no router: experts are chosen by name")
     else:
-        typer.echo(f"router on {router.spec.kind} features, for {', '.join(router.labels)}")
-    typer.echo(f"base {collection.base}")
+        say(f"router on {router.spec.kind} features, for {', '.join(router.labels)}")
+    say(f"base {collection.base}")

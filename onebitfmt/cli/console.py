@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, Final, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, Final, NoReturn, TypeVar, overload
 
 import typer
 
@@ -21,6 +22,8 @@ from onebitfmt.errors import (
     UnsupportedError,
     UsageError,
 )
+from onebitfmt.report.quantities import percent as percent
+from onebitfmt.report.quantities import size as size
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -46,6 +49,14 @@ BaseModel = Annotated[
         metavar="BASE", help="Base model: folder, .safetensors file, or Hub id ns/name[@revision]."
     ),
 ]
+BundleSource = Annotated[
+    str,
+    typer.Argument(metavar="BUNDLE", help="Bundle: folder, or Hub id ns/name:expert[@revision]."),
+]
+CollectionSource = Annotated[
+    str,
+    typer.Argument(metavar="COLLECTION", help="Collection: folder, or Hub id ns/name[@revision]."),
+]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default: all cores.")
 ]
@@ -68,39 +79,65 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _exit_if_stopped() -> None:
+def _exit_if_stopped(interrupted: str) -> None:
     # A compiler or a callback in between may turn the interrupt into an error of its own.
-    if _stopped_by and _stopped_by[-1] == signal.SIGTERM:
-        raise typer.Exit(128 + signal.SIGTERM) from None
-    if _stopped_by:
-        typer.echo("interrupted; nothing was written", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    if not _stopped_by:
+        return
+    if _stopped_by[-1] == signal.SIGINT:
+        typer.echo(interrupted, err=True)
+    with suppress(OSError):
+        sys.stdout.flush()
+    # What had to be cleared away has been; threads of a transfer may wait for the Hub for minutes.
+    os._exit(128 + _stopped_by[-1])
 
 
-def command(function: Command) -> Command:
-    """Turn the errors of a command into a message on stderr and an exit code."""
+@overload
+def command(function: Command) -> Command: ...
+@overload
+def command(*, interrupted: str) -> Callable[[Command], Command]: ...
+def command(
+    function: Command | None = None, *, interrupted: str = "interrupted; nothing was written"
+) -> Command | Callable[[Command], Command]:
+    """Turn the errors of a command into a message on stderr and an exit code.
 
+    `interrupted` is what Ctrl-C makes it say: what became of the work.
+    """
+    if function is None:
+        return functools.partial(_command, interrupted=interrupted)
+    return _command(function, interrupted=interrupted)
+
+
+def _command(function: Command, *, interrupted: str) -> Command:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        _hush(quiet=bool(kwargs.get("quiet")))
         try:
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            _exit_if_stopped()
-            typer.echo("interrupted; nothing was written", err=True)
+            _exit_if_stopped(interrupted)
+            typer.echo(interrupted, err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of our output went away, as `head` does.
             sys.stderr.close()
             raise typer.Exit(COULD_NOT) from None
         except tuple(kind for kind, _ in _EXIT_CODES) as error:
-            typer.echo(f"error: {error}", err=True)
+            _exit_if_stopped(interrupted)
+            say(f"error: {error}", err=True)
             code = next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
             raise typer.Exit(code) from None
         except Exception:
-            _exit_if_stopped()
+            _exit_if_stopped(interrupted)
             raise
 
     return run  # type: ignore[return-value]
+
+
+def _hush(*, quiet: bool) -> None:
+    """Have the Hub's client draw no progress bars with -q, or where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        # Read when the client is loaded, which local work never does; the user's own word stays.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager
@@ -132,6 +169,11 @@ def progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
         yield lambda done: bar.advance(task, done)
 
 
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print text of which parts may come from a stranger's file: no control character gets out."""
+    typer.echo("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text), err=err)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout: the first column to the left, all others to the right.
 
@@ -144,26 +186,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in cells
     ]
-    typer.echo("\n".join([title, lines[0], rule, *lines[1:]]))
+    say("\n".join([title, lines[0], rule, *lines[1:]]))
 
 
 def print_json(value: object) -> None:
     """Print a JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2))
-
-
-def size(nbytes: float) -> str:
-    """A number of bytes for people: 1.23 GB, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 1000 or unit == "GB":
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000
-    raise AssertionError
-
-
-def percent(part: float, whole: float) -> str:
-    """part / whole in percent, or a dash where there is no whole."""
-    return f"{100 * part / whole:.2f} %" if whole else "-"
 
 
 def parse_size(text: str) -> int:

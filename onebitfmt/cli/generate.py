@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebitfmt.cli.console import Json, command, print_json
+from onebitfmt.cli.console import CollectionSource, Json, command, print_json
 
 if TYPE_CHECKING:
     from onebitfmt.loader.model import RoutedModel
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 @command
 def run(
-    collection: Annotated[Path, typer.Argument(metavar="COLLECTION", help="Collection folder.")],
+    collection: CollectionSource,
     prompt: Annotated[
         list[str], typer.Option("--prompt", "-p", help="Prompt; may be given several times.")
     ],

@@ -7,34 +7,93 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebitfmt.cli.console import Json, command, percent, print_json, size, table
+from onebitfmt.cli import inspect_collection
+from onebitfmt.cli.console import Json, command, percent, print_json, say, size, table
 
 if TYPE_CHECKING:
     from onebitfmt.container import Container
     from onebitfmt.format.manifest import TensorEntry
+    from onebitfmt.hub.address import HubId
 
 
 @command
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Bundle or collection: a folder, or ns/name[:expert][@revision] on the Hub.",
+        ),
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="Also list every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a bundle holds: expert, base, layer groups, codings, sizes."""
+    """Show what a bundle or a collection holds: experts, base, layer groups, codings, sizes.
+
+    From the Hub only manifests are fetched.
+    """
+    from onebitfmt.hub.address import hub_id
+
+    address = hub_id(source)
+    if address is None:
+        _local(Path(source).expanduser(), tensors=tensors, as_json=as_json)
+    else:
+        _remote(address, tensors=tensors, as_json=as_json)
+
+
+def _local(path: Path, *, tensors: bool, as_json: bool) -> None:
+    from onebitfmt.collection_config import holds_collection
     from onebitfmt.container import Container
 
-    container = Container.open(bundle)
-    if as_json:
-        print_json(_as_json(container, tensors))
+    if not holds_collection(path):
+        container = Container.open(path)
+    elif tensors:
+        from onebitfmt.transfer.opening import open_bundle
+
+        container = open_bundle(path).container
+    else:
+        from onebitfmt.collection import Collection
+
+        inspect_collection.show(Collection.open(path).config, path, as_json=as_json)
         return
-    _print(container)
+    _show_bundle(container, str(container.path), tensors=tensors, as_json=as_json)
+
+
+def _remote(address: HubId, *, tensors: bool, as_json: bool) -> None:
+    from onebitfmt.transfer.opening import open_remote
+
+    remote = open_remote(address)
+    origin = {"repo": remote.snapshot.repo, "commit": remote.snapshot.commit}
+    if address.expert is None and not tensors:
+        path = remote.snapshot.folder
+        inspect_collection.show(remote.config, path, origin=origin, as_json=as_json)
+        return
+    expert = remote.choose(address.expert)
+    remote.fetch_manifests([expert])
+    container = remote.collection().bundle(expert).container
+    title = f"{remote.snapshot.repo}:{expert}@{remote.snapshot.commit}"
+    _show_bundle(container, title, origin=origin, tensors=tensors, as_json=as_json)
+
+
+def _show_bundle(
+    container: Container,
+    title: str,
+    *,
+    tensors: bool,
+    as_json: bool,
+    origin: dict[str, str] | None = None,
+) -> None:
+    if as_json:
+        print_json(_as_json(container, tensors) | (origin or {}))
+        return
+    _print(container, title)
     if tensors:
         entries = container.manifest.tensors.items()
         rows = [_tensor_row(container, name, entry) for name, entry in entries]
         table("tensors", ("name", "group", "dtype", "shape", "coding", "stored"), rows)
 
 
-def _print(container: Container) -> None:
+def _print(container: Container, title: str) -> None:
     from onebitfmt.report.storage import expert_storage
 
     manifest = container.manifest
@@ -42,12 +101,12 @@ def _print(container: Container) -> None:
     expert, base = manifest.expert, manifest.base
     origin = f" from {expert.repo}@{expert.revision}" if expert.repo else ""
     licence = f", licence {expert.license}" if expert.license else ""
-    typer.echo(f"expert  {expert.name} ({expert.dtype}{licence}){origin}")
-    typer.echo(f"base    {base}")
-    typer.echo(f"format  obd {manifest.version}")
+    say(f"expert  {expert.name} ({expert.dtype}{licence}){origin}")
+    say(f"base    {base}")
+    say(f"format  obd {manifest.version}")
     for key, value in sorted(manifest.metadata.items()):
         if "." not in key:
-            typer.echo(f"{key:<7} {value}")
+            say(f"{key:<7} {value}")
     missing = set(container.missing_files)
     rows = []
     for group in storage.groups:
@@ -61,7 +120,7 @@ def _print(container: Container) -> None:
                 size(group.stored),
                 percent(group.stored, group.full),
                 percent(group.onebit, group.elements),
-                error[:6] if error else "exact",
+                error[:6] if error else ("-" if group.onebit else "exact"),
                 _presence(files, missing),
             ]
         )
@@ -70,8 +129,8 @@ def _print(container: Container) -> None:
          size(storage.stored), percent(storage.stored, storage.full), "", "", ""]
     )  # fmt: skip
     columns = ("group", "tensors", "full", "stored", "ratio", "one-bit", "rel. sq. error", "files")
-    table(str(container.path), columns, rows)
-    typer.echo(f"total includes manifest {size(storage.manifest)}, small files "
+    table(title, columns, rows)
+    say(f"total includes manifest {size(storage.manifest)}, small files "
                f"{size(storage.small_files)}")  # fmt: skip
 
 
@@ -82,18 +141,15 @@ def _presence(files: tuple[str, ...], missing: set[str]) -> str:
     return str(len(files)) if here == len(files) else f"{here} of {len(files)} here"
 
 
-def coding_name(entry: TensorEntry) -> str:
-    """A tensor's coding in a word or two."""
-    from onebitfmt.format.manifest import Exact, Terms, Tied
+def _coding(entry: TensorEntry) -> str:
+    from onebitfmt.format.manifest import Exact, Tied, coding_name
 
     coding = entry.coding
-    if isinstance(coding, Terms):
-        return "sign " + " + ".join(t.scale for t in coding.terms)
     if isinstance(coding, Tied):
         return f"tied to {coding.to}"
-    if isinstance(coding, Exact):
-        return "exact" if coding.coded == entry.dtype else f"exact as {coding.coded}"
-    return "same"
+    if isinstance(coding, Exact) and coding.coded != entry.dtype:
+        return f"exact as {coding.coded}"
+    return coding_name(coding)
 
 
 def _tensor_row(container: Container, name: str, entry: TensorEntry) -> list[str]:
@@ -102,7 +158,7 @@ def _tensor_row(container: Container, name: str, entry: TensorEntry) -> list[str
     shape = "x".join(map(str, entry.shape)) or "scalar"
     path = container.file_of(name)
     stored = "missing" if path in container.missing_files else size(stored_bytes(container, name))
-    return [name, entry.group, entry.dtype, shape, coding_name(entry), stored]
+    return [name, entry.group, entry.dtype, shape, _coding(entry), stored]
 
 
 def _as_json(container: Container, tensors: bool) -> dict[str, Any]:
@@ -125,7 +181,7 @@ def _as_json(container: Container, tensors: bool) -> dict[str, Any]:
     }
     if tensors:
         value["tensors"] = {
-            name: {"group": e.group, "dtype": e.dtype, "shape": e.shape, "coding": coding_name(e)}
+            name: {"group": e.group, "dtype": e.dtype, "shape": e.shape, "coding": _coding(e)}
             for name, e in manifest.tensors.items()
         }
     return value

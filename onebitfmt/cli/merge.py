@@ -18,6 +18,7 @@ from onebitfmt.cli.console import (
     parse_size,
     print_json,
     progress,
+    say,
 )
 from onebitfmt.errors import UsageError
 
@@ -32,7 +33,8 @@ def run(
     base: BaseModel,
     experts: Annotated[
         list[str],
-        typer.Argument(metavar="EXPERT...", help="Bundles; NAME=PATH gives another name."),
+        typer.Argument(metavar="EXPERT...", help="Bundles: folders, or Hub ids ns/name:expert; "
+                       "NAME=BUNDLE gives another name."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
     recipe: Annotated[
@@ -102,9 +104,9 @@ def _write(
         files = [str(file) for file in report.files]
         print_json({"checkpoint": str(output), "files": files, "notes": list(report.notes)})
     elif not quiet:
-        typer.echo(f"{output}: {report.tensors} tensors in {len(report.files)} files")
+        say(f"{output}: {report.tensors} tensors in {len(report.files)} files")
         for note in report.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
 
 
 def _recipe(path: Path | None, given: Mapping[str, Any], weights: Mapping[str, float]) -> Recipe:
@@ -136,11 +138,16 @@ def _weights(texts: Sequence[str]) -> dict[str, float]:
 
 def _open(text: str, *, full: bool) -> ExpertSource:
     from onebitfmt.format.manifest import FILE_NAME
+    from onebitfmt.hub.address import hub_id
     from onebitfmt.merge.experts import ExpertSource
+    from onebitfmt.transfer.opening import open_named_bundle
 
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         name, path = "", text
+    if not full and hub_id(path):
+        own, bundle = open_named_bundle(path)
+        return ExpertSource(name=name or own, bundle=bundle)
     is_bundle = (Path(path) / FILE_NAME).is_file()
     if is_bundle == full:
         told = "drop --full" if full else "pass --full for full checkpoints"

@@ -9,6 +9,7 @@ import typer
 
 from onebitfmt.cli.console import (
     BaseModel,
+    BundleSource,
     Jobs,
     Json,
     Overwrite,
@@ -17,13 +18,14 @@ from onebitfmt.cli.console import (
     parse_size,
     print_json,
     progress,
+    say,
 )
 
 
 @command
 def run(
     base: BaseModel,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    bundle: BundleSource,
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
     shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     jobs: Jobs = None,
@@ -32,11 +34,11 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Rebuild an expert as a plain Hugging Face checkpoint."""
-    from onebitfmt.bundle import Bundle
     from onebitfmt.source import open_checkpoint
+    from onebitfmt.transfer.opening import open_bundle
     from onebitfmt.verbs.restore import restore, restored_bytes
 
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle)
     of_base = open_checkpoint(base)
     with progress(f"restore {output.name}", restored_bytes(opened), quiet=quiet) as done:
         files = restore(
@@ -51,4 +53,4 @@ def run(
     if as_json:
         print_json({"checkpoint": str(output), "files": [str(f) for f in files]})
     elif not quiet:
-        typer.echo(f"{output}: {len(opened.manifest.tensors)} tensors in {len(files)} files")
+        say(f"{output}: {len(opened.manifest.tensors)} tensors in {len(files)} files")

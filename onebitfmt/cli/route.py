@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onebitfmt.cli.console import Json, command, print_json
+from onebitfmt.cli.console import CollectionSource, Json, command, print_json, say
 from onebitfmt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 
 @command
 def run(
-    collection: Annotated[
-        Path, typer.Argument(metavar="COLLECTION", help="Folder that `obd collect` wrote.")
-    ],
+    collection: CollectionSource,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts to route.")],
     base: Annotated[
         str | None, typer.Option(help="Base model, where the router needs it and it is not known.")
@@ -35,11 +32,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Say which expert of a collection answers a prompt, how sure that is, and why."""
-    from onebitfmt.collection import Collection
+    from onebitfmt.transfer.opening import open_collection
 
     if soft and top != 1:
         raise UsageError("--soft is all experts and --top some of them; give one of the two")
-    opened = Collection.open(collection)
+    opened = open_collection(collection, experts=())
     if expert is not None:
         decisions = [_asked(opened, expert)] * len(prompts)
     else:
@@ -50,13 +47,15 @@ def run(
         print_json([{"prompt": prompt, **asdict(decision)} for prompt, decision in pairs])
     else:
         for decision in decisions:
-            typer.echo(_line(decision))
+            say(_line(decision))
 
 
 def _asked(collection: Collection, expert: str) -> Decision:
     from onebitfmt.routing.router import explicit
 
-    collection.bundle(expert)
+    if expert not in collection.expert_names:
+        known = ", ".join(collection.expert_names)
+        raise UsageError(f"no expert {expert!r} here; the experts are {known}")
     return explicit(expert)
 
 

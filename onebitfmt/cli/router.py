@@ -14,6 +14,7 @@ from onebitfmt.cli.console import (
     Quiet,
     command,
     print_json,
+    say,
     size,
     table,
 )
@@ -74,7 +75,10 @@ def train(
 @command
 def evaluate(
     router: Annotated[
-        Path, typer.Argument(metavar="ROUTER", help="Router file, or a collection's folder.")
+        str,
+        typer.Argument(
+            metavar="ROUTER", help="Router file, or a collection: folder, or Hub id ns/name."
+        ),
     ],
     data: Data,
     base: Annotated[
@@ -112,18 +116,20 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 
 
-def _open(path: Path, base: str | None) -> tuple[Router, Any]:
-    from onebitfmt.collection import Collection
+def _open(source: str, base: str | None) -> tuple[Router, Any]:
     from onebitfmt.errors import UsageError
+    from onebitfmt.hub.address import hub_id
     from onebitfmt.routing.features import needs_base, open_featurizer
     from onebitfmt.routing.router import Router
     from onebitfmt.source import open_checkpoint
+    from onebitfmt.transfer.opening import open_collection
 
-    if path.is_dir():
-        collection = Collection.open(path)
+    path = Path(source).expanduser()
+    if path.is_dir() or hub_id(source):
+        collection = open_collection(source, experts=())
         own = collection.load_router()
         if own is None:
-            raise UsageError(f"{path}: this collection has no router")
+            raise UsageError(f"{source}: this collection has no router")
         model = collection.open_base(base) if needs_base(own.spec.kind) else None
     else:
         own = Router.load(path)
@@ -144,21 +150,21 @@ def _described(router: Router) -> dict[str, Any]:
 def _print_training(router: Router, output: Path) -> None:
     metrics = router.metrics
     _print_confusion(router.labels, metrics["confusion"])
-    typer.echo(
+    say(
         f"accuracy {100 * float(metrics['accuracy']):.2f} % of {metrics['held_out']} prompts held "
         f"out; trained on {metrics['train']}, {metrics['duplicates']} duplicates dropped"
     )
-    typer.echo(
+    say(
         f"{router.spec.kind} features ({router.spec.dimension}), {metrics['kind']}, temperature "
         f"{router.temperature:.3f}, negative log-likelihood {float(metrics['nll']):.4f}, "
         f"calibration error {float(metrics['calibration_error']):.4f}"
     )
-    typer.echo(f"{output}: {size(output.stat().st_size)}")
+    say(f"{output}: {size(output.stat().st_size)}")
 
 
 def _print_marks(marks: Evaluation) -> None:
     _print_confusion(marks.labels, marks.confusion)
-    typer.echo(
+    say(
         f"accuracy {100 * marks.accuracy:.2f} % of {marks.examples} prompts, negative "
         f"log-likelihood {marks.nll:.4f}, calibration error {marks.calibration_error:.4f}"
     )

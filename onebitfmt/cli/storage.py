@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onebitfmt.cli.console import BaseModel, Json, command, percent, print_json, size, table
+from onebitfmt.cli.console import BaseModel, Json, command, percent, print_json, say, size, table
 from onebitfmt.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from onebitfmt.checkpoint import Checkpoint
     from onebitfmt.report.storage import StorageReport
 
 
@@ -18,22 +19,38 @@ if TYPE_CHECKING:
 def run(
     base: BaseModel,
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle folders of that base.")
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="Bundles of that base, or collections of them: folders, or Hub ids "
+            "ns/name[:expert][@revision], of which only manifests are fetched.",
+        ),
     ],
     plot: Annotated[Path | None, typer.Option(help="Also draw a bar chart to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure bytes on disk of bundles against full experts and against the paper's scheme."""
-    from onebitfmt.report.storage import storage
     from onebitfmt.source import open_checkpoint
 
-    report = storage(bundles, open_checkpoint(base))
+    report = _measure(bundles, open_checkpoint(base))
     if plot is not None:
         _plot(report, plot)
     if as_json:
         print_json(_as_json(report))
     else:
         _print(report)
+
+
+def _measure(sources: list[str], base: Checkpoint) -> StorageReport:
+    from dataclasses import replace
+
+    from onebitfmt.report.storage import StorageReport, expert_storage
+    from onebitfmt.transfer.opening import open_bundles
+
+    bundles = [pair for source in sources for pair in open_bundles(source, groups=()).items()]
+    # A collection may call an expert by another name than its bundle does.
+    experts = [replace(expert_storage(bundle.container), name=name) for name, bundle in bundles]
+    return StorageReport(experts=tuple(experts), base=base.nbytes)
 
 
 def _print(report: StorageReport) -> None:
@@ -64,9 +81,9 @@ def _print(report: StorageReport) -> None:
                report.full + report.base, report.paper + report.base),
     ]  # fmt: skip
     columns = ("expert", "full", "stored", "ratio", "paper", "paper's ratio")
-    typer.echo()
+    say()
     table("by expert", columns, experts + totals)
-    typer.echo("full: the experts' own checkpoints. paper: one bit a weight and one FP16 scale a "
+    say("full: the experts' own checkpoints. paper: one bit a weight and one FP16 scale a "
                "matrix for the same choice, FP16 for the rest (not exact).")  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from onebitfmt.loader.weights import RoutedWeights
 from onebitfmt.parallel import available_cores
 from onebitfmt.routing.features import open_featurizer
 from onebitfmt.routing.router import Decision, explicit
+from onebitfmt.transfer.opening import open_collection
+from onebitfmt.transfer.remote import hub_options
 
 DEFAULT_NEW_TOKENS: Final = 128
 _COSMETIC: Final = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
@@ -82,17 +84,31 @@ class RoutedModel:
         dtype: str | torch.dtype | None = None,
         keep_base: str = "device",
         budget: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> RoutedModel:
-        """A collection's model, its first expert active.
+        """A collection's model, its first expert active; a folder, or ns/name[@revision].
 
         `base` is needed where the collection does not say where its base is, or says so in vain;
+        the recorded one is fetched at its recorded commit, whatever the collection's `revision`.
         `dtype` is by default the one in the first expert's configuration; `keep_base` and `budget`
-        are as in `RoutedWeights`. Raises `FormatError`, `CheckpointError`, `UsageError`,
-        `MissingDependencyError`.
+        are as in `RoutedWeights`, and the last four as in `open_collection`. Raises `FormatError`,
+        `CheckpointError`, `UsageError`, `HubError`, `MissingDependencyError`.
         """
         library()
-        opened = collection if isinstance(collection, Collection) else Collection.open(collection)
-        of_base = opened.open_base(base)
+        opened = collection
+        if not isinstance(opened, Collection):
+            opened = open_collection(
+                opened,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        options = hub_options(token, cache_dir, local_files_only)
+        of_base = opened.open_base(base, options=options)
         bundles = {name: opened.bundle(name) for name in opened.expert_names}
         folders: dict[str | None, Path] = {
             name: bundle.path / EXPERT_FOLDER for name, bundle in bundles.items()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Run = Callable[..., Any]
 
-COMMANDS = ("convert", "restore", "inspect", "verify", "storage")
+COMMANDS = ("convert", "restore", "inspect", "verify", "storage", "push", "pull")
 OPTIONS = {
     "convert": {
         "--output", "-o", "--preset", "--name", "--onebit", "--exact", "--group", "--scale",
@@ -32,6 +32,14 @@ OPTIONS = {
     "inspect": {"--tensors", "--json"},
     "verify": {"--base", "--jobs", "-j", "--json", "--quiet", "-q"},
     "storage": {"--plot", "--json"},
+    "push": {
+        "--private", "--revision", "--create-pr", "--commit-message", "--base-model-id",
+        "--dry-run", "--jobs", "-j", "--json", "--quiet", "-q",
+    },
+    "pull": {
+        "--groups", "--revision", "--local-dir", "--cache-dir", "--force-download", "--dry-run",
+        "--json", "--quiet", "-q",
+    },
 }  # fmt: skip
 
 

@@ -14,9 +14,11 @@ from onebitfmt.cli import collect
 from onebitfmt.collection import Collection
 from onebitfmt.routing.router import Router
 from onebitfmt.routing.spec import FeatureSpec
+from tests.transfer.published import REPO, contents
 
 if TYPE_CHECKING:
     from tests.conftest import Models, Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 
@@ -77,3 +79,15 @@ def test_wrong_requests(
     assert str(other) in tool(other, pair.bundle, "-o", out, code=1).stderr
     assert "no such bundle" in tool(pair.base, tmp_path / "no.obd", "-o", out, code=3).stderr
     assert not out.exists()
+
+
+def test_bundles_come_from_the_hub(tool: Run, published: Published, tmp_path: Path) -> None:
+    folder = published.local.folder / "experts"
+    tool(published.local.base, f"{REPO}:math", f"talk={REPO}:chat", "-o", tmp_path / "c")
+    tool(published.local.base, folder / "math.obd", f"talk={folder / 'chat.obd'}",
+         "-o", tmp_path / "d")  # fmt: skip
+    assert contents(tmp_path / "c") == contents(tmp_path / "d")
+    assert Collection.open(tmp_path / "c").expert_names == ("math", "talk")
+    arguments = (f"{REPO}:math", folder / "math.obd", "-o", tmp_path / "e")
+    assert "two experts" in tool(published.local.base, *arguments, code=2).stderr
+    assert not any(path.is_symlink() for path in (tmp_path / "c").rglob("*"))

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
 
+import onebitfmt
 from onebitfmt.cli import console
 from onebitfmt.errors import (
     BaseMismatchError,
@@ -33,25 +39,6 @@ def test_sizes_are_powers_of_1000(text: str, expected: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         console.parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "expected"),
-    [
-        (0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_234_567, "1.23 MB"),
-        (5_000_000_000, "5.00 GB"), (7_654_321_000_000, "7654.32 GB"),
-    ],
-)  # fmt: skip
-def test_sizes_for_people(nbytes: int, expected: str) -> None:
-    assert console.size(nbytes) == expected
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "expected"),
-    [(1, 8, "12.50 %"), (3, 1, "300.00 %"), (0, 5, "0.00 %"), (1, 0, "-")],
-)
-def test_percent(part: int, whole: int, expected: str) -> None:
-    assert console.percent(part, whole) == expected
 
 
 def test_a_table_is_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,3 +122,78 @@ def test_progress_writes_nothing_where_there_is_no_terminal(
         done(4)
         done(6)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_command_says_what_became_of_its_work(capsys: pytest.CaptureFixture[str]) -> None:
+    @console.command(interrupted="interrupted; the half is kept")
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        fail()
+    assert caught.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted; the half is kept\n"
+
+
+PROGRAM = """
+import threading, time
+from onebitfmt.cli import console
+
+def run(quiet=False):
+    threading.Thread(target=time.sleep, args=[30]).start()
+    print("ready", flush=True)
+    try:
+        time.sleep(30)
+    finally:
+        print("cleared")
+
+console.catch_signals()
+console.command(interrupted="interrupted; a word")(run)()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "interrupted; a word\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_lets_a_command_clear_up_and_waits_for_no_thread(
+    number: int, code: int, words: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"PYTHONPATH": str(Path(onebitfmt.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (code, "cleared\n", words)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_hub_draws_no_bars_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    found = []
+
+    @console.command
+    def show(quiet: bool) -> None:
+        found.append(os.environ["HF_HUB_DISABLE_PROGRESS_BARS"])
+
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    show(quiet=quiet)
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    show(quiet=quiet)
+    assert found == ["0", "1"]
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+
+
+def test_text_of_a_stranger_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("a\x1b[2Jb\r\x9bc\u202ed\te\u00e9\n")
+    console.table("t\x07", ("x",), [["\x1b]0;title\x07"]])
+    out = capsys.readouterr().out
+    assert out.startswith("a\ufffd[2Jb\ufffd\ufffdc\ufffdd\te\u00e9\n")
+    assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(out)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
@@ -18,6 +18,9 @@ from onebitfmt.routing.features import make_featurizer
 from onebitfmt.routing.train import train_router
 from onebitfmt.verbs.convert import convert
 from onebitfmt.verbs.plan import ConvertOptions
+
+if TYPE_CHECKING:
+    from tests.hubserver.hub import Hub
 
 FAMILY = Path(__file__).resolve().parents[1] / "data" / "family"
 PROMPT, ANSWER = "94+59=", "153"
@@ -137,3 +140,16 @@ def test_without_transformers_the_remedy_is_told(
     monkeypatch.setattr(skeleton, "transformers", None)
     result = run(collection, "-p", PROMPT, "--expert", "math", code=3)
     assert "pip install 'onebitfmt[transformers]'" in result.stderr
+
+
+def test_a_collection_on_the_hub_answers(run: Generate, collection: Path, hub: Hub) -> None:
+    files = {p.relative_to(collection).as_posix(): p for p in collection.rglob("*") if p.is_file()}
+    hub.commit("tester/pair", dict(files))
+    result = run(
+        "tester/pair", "-p", PROMPT, "--expert", "math", "--base", FAMILY / "base",
+        "--max-new-tokens", 8,
+    )  # fmt: skip
+    assert result.stdout.strip() == ANSWER
+    assert (
+        "give its collection, tester/pair" in run("tester/pair:math", "-p", PROMPT, code=2).stderr
+    )

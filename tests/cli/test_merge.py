@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from onebitfmt.cli import merge
 from onebitfmt.merge.recipe import load_recipe
+from tests.transfer.published import REPO
 
 if TYPE_CHECKING:
     from tests.conftest import Models, Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 
@@ -106,3 +108,20 @@ def test_what_is_not_there_could_not_be_tried(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     result = run(missing, "--full", "--method", "ties", "-o", tmp_path / "m", code=3)
     assert str(missing) in result.stderr
+
+
+def test_experts_come_from_the_hub(published: Published, models: Models) -> None:
+    base, folder = published.local.base, published.local.folder / "experts"
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(merge.run)
+    local = (folder / "math.obd", f"talk={folder / 'chat.obd'}")
+    for output, experts in (
+        ("local", local),
+        ("remote", (f"{REPO}:math", f"talk={REPO}:chat@{published.commit}")),
+    ):
+        words = (base, *experts, "--select", "talk", "-o", models.root / output, "-q")
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+    assert models.load(models.root / "remote") == models.load(models.root / "local")
+    recipe = load_recipe(models.root / "remote" / "merge_recipe.yaml")
+    assert set(recipe.weights) == {"math", "talk"}

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transfer.published import REPO
+
 if TYPE_CHECKING:
     from tests.conftest import Models, Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 
@@ -90,3 +93,14 @@ def test_a_bundle_that_is_not_there_could_not_be_tried(
     }[command]
     result = obd(command, *arguments, code=3)
     assert str(missing) in result.output
+
+
+def test_an_expert_comes_back_from_the_hub(
+    obd: Run, published: Published, models: Models, tmp_path: Path
+) -> None:
+    base, local = published.local.base, published.local.folder / "experts" / "chat.obd"
+    obd("restore", base, f"{REPO}:chat", "-o", tmp_path / "remote")
+    obd("restore", base, local, "-o", tmp_path / "local")
+    assert models.load(tmp_path / "remote") == models.load(tmp_path / "local")
+    assert not any("math" in path for path in published.downloaded())
+    assert f"{REPO}:chat" in obd("restore", base, REPO, "-o", tmp_path / "x", code=2).stderr

@@ -14,9 +14,11 @@ from onebitfmt.collection import Collection
 from onebitfmt.routing.examples import Example
 from onebitfmt.routing.ngrams import CharacterNGrams, ngram_spec
 from onebitfmt.routing.train import train_router
+from tests.transfer.published import REPO
 
 if TYPE_CHECKING:
     from tests.conftest import Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 
@@ -89,3 +91,15 @@ def test_without_a_router_experts_are_named(pair: Pair, made: Path, tool: Run) -
     Collection.create(made, pair.base, [pair.bundle], overwrite=True)
     assert "--expert (expert)" in tool("x", code=2).stderr
     assert tool("x", "--expert", "expert").stdout.startswith("expert")
+
+
+def test_a_collection_on_the_hub_sends_config_and_router(
+    obd: Callable[..., Any], published: Published
+) -> None:
+    result = obd("route", REPO, "hello", "--expert", "math")
+    assert result.stdout == "math\tasked for\n"
+    result = obd("route", REPO, "hello")
+    assert published.downloaded().keys() == {"config.json", "router.safetensors"}
+    assert result.stdout == obd("route", published.local.folder, "hello").stdout
+    assert "the experts are chat, math" in obd("route", REPO, "x", "--expert", "x", code=2).stderr
+    assert REPO in obd("route", f"{REPO}:math", "hello", code=2).stderr

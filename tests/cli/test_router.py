@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from onebitfmt.cli import router
 from onebitfmt.collection import Collection
+from tests.transfer.published import REPO
 
 if TYPE_CHECKING:
     from tests.conftest import Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 BASE = Path(__file__).parents[1] / "data" / "family" / "base"
@@ -119,3 +121,13 @@ def test_the_router_of_a_collection_is_marked(
     assert json.loads(tool("eval", tmp_path / "c", data, "--json").stdout)["accuracy"] == 1
     Collection.create(tmp_path / "d", pair.base, names)
     assert "has no router" in tool("eval", tmp_path / "d", data, code=2).stderr
+
+
+def test_the_router_of_a_collection_on_the_hub_is_marked(
+    tool: Run, published: Published, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "d.jsonl", [("chat", "hello"), ("math", "1+1=")])
+    found = tool("eval", REPO, data, "--json").stdout
+    assert published.downloaded().keys() == {"config.json", "router.safetensors"}
+    assert found == tool("eval", published.local.folder, data, "--json").stdout
+    assert "no such local path" in tool("eval", "models/nix", data, code=3).stderr

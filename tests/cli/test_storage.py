@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.transfer.published import REPO
+
 if TYPE_CHECKING:
     from tests.conftest import Pair
+    from tests.transfer.published import Published
 
 Run = Callable[..., Any]
 
@@ -83,3 +86,23 @@ def test_a_plot_is_drawn(obd: Run, pair: Pair, tmp_path: Path) -> None:
 
 def test_what_is_no_bundle_is_1(obd: Run, pair: Pair) -> None:
     assert str(pair.base) in obd("storage", pair.base, pair.base, code=1).stderr
+
+
+def test_the_hub_sends_manifests_alone(obd: Run, published: Published) -> None:
+    local, base = published.local, published.local.base
+    found = obd("storage", base, f"{REPO}:math", f"{REPO}:chat", "--json").stdout
+    assert published.downloaded().keys() == {
+        "config.json",
+        "experts/chat.obd/obd.json",
+        "experts/math.obd/obd.json",
+    }
+    folders = [local.folder / "experts" / f"{name}.obd" for name in ("math", "chat")]
+    assert found == obd("storage", base, *folders, "--json").stdout
+
+
+def test_a_collection_stands_for_its_experts(obd: Run, published: Published) -> None:
+    base = published.local.base
+    found = json.loads(obd("storage", base, REPO, "--json").stdout)
+    assert [e["name"] for e in found["experts"]] == ["chat", "math"]
+    assert found["stored_bytes"] == published.size("experts/")
+    assert json.loads(obd("storage", base, published.local.folder, "--json").stdout) == found

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 
+from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.collection import Collection
-from onebitfmt.errors import OnebitError, UsageError
+from onebitfmt.errors import HubError, OnebitError, UsageError
 from onebitfmt.format.manifest import EXPERT_FOLDER
 from onebitfmt.loader import skeleton
 from onebitfmt.loader.model import RoutedModel
@@ -26,6 +27,7 @@ from onebitfmt.routing.train import train_router
 from onebitfmt.verbs.merge import merge_experts
 
 if TYPE_CHECKING:
+    from tests.hubserver.hub import Hub
     from tests.loader.conftest import Family
 
 SELECT = Recipe(method="select")
@@ -302,3 +304,41 @@ def test_without_transformers_the_remedy_is_told(
     monkeypatch.setattr(skeleton, "transformers", None)
     with pytest.raises(OnebitError, match=r"onebitfmt\[transformers\]"):
         RoutedModel.from_pretrained(collection)
+
+
+def files_of(folder: Path) -> dict[str, bytes | Path]:
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_collection_on_the_hub_brings_its_base_at_its_commit(
+    random_family: Callable[[str], Family], hub: Hub, tmp_path: Path
+) -> None:
+    family = random_family("llama")
+    commit = hub.commit("org/base", files_of(family.base))
+    hub.commit("org/base", {"model.safetensors": b"something else"})
+    base = Checkpoint.open(family.base, repo="org/base", revision=commit)
+    Collection.create(tmp_path / "c", base, list(family.bundles.values()))
+    hub.commit("org/experts", files_of(tmp_path / "c"))
+    hub.tag("org/experts", "v1")
+    hub.commit("org/experts", {"config.json": b"{}"})
+    hub.repo("org/experts").private = True
+    cache = tmp_path / "cache"
+    model = RoutedModel.from_pretrained(
+        "org/experts", revision="v1", token=hub.token, cache_dir=cache
+    )
+    local = RoutedModel.from_pretrained(tmp_path / "c", base=family.base)
+    for expert in ("a", "b"):
+        model.activate(expert)
+        local.activate(expert)
+        assert torch.equal(logits(model.model), logits(local.model))
+    assert cache in model.weights.base.path.parents
+    assert not list(hub.cache.rglob("*.safetensors"))
+    assert all(r.user_agent.startswith("onebitfmt/") for r in hub.requests)
+    hub.forget()
+    again = RoutedModel.from_pretrained(
+        "org/experts", revision="v1", cache_dir=cache, local_files_only=True
+    )
+    assert again.active == "a"
+    assert hub.requests == []
+    with pytest.raises(HubError, match="private"):
+        RoutedModel.from_pretrained("org/experts", token=False)

@@ -1,0 +1,1 @@
+from tests.transfer.published import local_collection, published  # noqa: F401
