@@ -48,12 +48,9 @@ class Bundle:
     _trusted_base: set[str] = field(default_factory=set, repr=False)
 
     @staticmethod
-    def open(path: str | Path, *, links: bool = False) -> Bundle:
-        """Open a bundle folder; group files may be missing.
-
-        `links` allows symbolic links to files, as in the Hub's cache. Raises `FormatError`.
-        """
-        return Bundle(container=Container.open(Path(path), links=links))
+    def open(path: str | Path) -> Bundle:
+        """Open a bundle folder; group files may be missing. Raises `FormatError`."""
+        return Bundle(container=Container.open(Path(path)))
 
     @property
     def path(self) -> Path:

@@ -38,7 +38,7 @@ from onebitfmt.collection_config import (
     dump_config,
     load_config,
 )
-from onebitfmt.container import Container, sha256
+from onebitfmt.container import Container, is_plain_file, sha256
 from onebitfmt.errors import (
     BaseMismatchError,
     FormatError,
@@ -69,19 +69,15 @@ _SUMMARY_ID: Final = "OBD-COLL-SUMMARY"
 
 @dataclass(kw_only=True)
 class Collection:
-    """An open collection; bundles and router are opened when they are first asked for.
-
-    `links` allows symbolic links to files, as in the Hub's cache.
-    """
+    """An open collection; bundles and router are opened when they are first asked for."""
 
     path: Path
     config: Config
     recipe: Recipe
-    links: bool = False
     _bundles: dict[str, Bundle] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def open(path: str | Path, *, links: bool = False) -> Collection:
+    def open(path: str | Path) -> Collection:
         """Open a collection folder; of its files only config.json is read.
 
         Raises `FormatError`.
@@ -90,13 +86,13 @@ class Collection:
         if not folder.is_dir():
             raise MissingBundleError(str(folder))
         file = folder / CONFIG
-        if not file.is_file() or (file.is_symlink() and not links):
+        if not is_plain_file(file):
             raise FormatError(_FILE_ID, str(file), "no such file; not a collection")
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise FormatError(CONFIG_ID, str(file), f"larger than {MAX_CONFIG_BYTES} bytes")
         config = load_config(file.read_bytes(), str(file))
         recipe = _read_recipe(config, str(file))
-        return Collection(path=folder, config=config, recipe=recipe, links=links)
+        return Collection(path=folder, config=config, recipe=recipe)
 
     @staticmethod
     def create(
@@ -176,7 +172,7 @@ class Collection:
         for part in (folder.parent, folder):
             if part.is_symlink():
                 raise FormatError(_FILE_ID, str(part), "a link, not a folder")
-        bundle = Bundle.open(folder, links=self.links)
+        bundle = Bundle.open(folder)
         if sha256(folder / FILE_NAME) != entry.sha256:
             raise FormatError(_FILE_ID, str(folder / FILE_NAME), "not the manifest recorded")
         if entry_of(bundle.container, Path(entry.path).stem) != entry:
@@ -191,7 +187,7 @@ class Collection:
         entry, path = self.config.router, self.router
         if entry is None or path is None:
             return None
-        if not path.is_file() or (path.is_symlink() and not self.links):
+        if not is_plain_file(path):
             raise FormatError(_FILE_ID, str(path), "no such file")
         if path.stat().st_size != entry.nbytes or sha256(path) != entry.sha256:
             raise FormatError(_FILE_ID, str(path), "not the router recorded")

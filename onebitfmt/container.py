@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from blake3 import blake3
@@ -29,6 +31,10 @@ from onebitfmt.format.manifest import (
 )
 from onebitfmt.format.manifest_json import load
 from onebitfmt.format.safetensors import check_group_file, read_header
+
+# CACHE/models--NS--NAME/snapshots/COMMIT/: there each file is a link to one that is named by its
+# content, in a folder beside it or in one for all repositories.
+_IN_CACHE: Final = re.compile(r"(.+)/models--[^/]+/snapshots/[0-9a-f]{40}/")
 
 
 def stored_names(name: str, entry: TensorEntry) -> list[str]:
@@ -57,13 +63,10 @@ class Container:
     _trusted: set[str] = field(default_factory=set, repr=False)
 
     @staticmethod
-    def open(path: Path, *, links: bool = False) -> Container:
-        """Open a folder; group files may be missing. `links` allows symbolic links.
-
-        Raises `FormatError`.
-        """
-        manifest = load(_read_manifest(path, links), str(path / FILE_NAME))
-        _check_folder(path, manifest, links)
+    def open(path: Path) -> Container:
+        """Open a folder; group files may be missing. Raises `FormatError`."""
+        manifest = load(_read_manifest(path), str(path / FILE_NAME))
+        _check_folder(path, manifest)
         return Container(path=path, manifest=manifest)
 
     @property
@@ -140,11 +143,11 @@ class Container:
                 self.file(path).release(part)
 
 
-def _read_manifest(folder: Path, links: bool) -> bytes:
+def _read_manifest(folder: Path) -> bytes:
     path = folder / FILE_NAME
     if not folder.is_dir():
         raise MissingBundleError(str(folder))
-    if not path.is_file() or (path.is_symlink() and not links):
+    if not is_plain_file(path):
         raise FormatError("OBD-DIR-MANIFEST", str(path), "no manifest; not an .obd bundle")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         problem = f"larger than {MAX_MANIFEST_BYTES} bytes"
@@ -152,17 +155,16 @@ def _read_manifest(folder: Path, links: bool) -> bytes:
     return path.read_bytes()
 
 
-def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
+def _check_folder(folder: Path, manifest: Manifest) -> None:
     """No file that is not listed, none of another size, no links (spec section 3)."""
     for parent, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(parent) / name
-            mode = path.lstat().st_mode
             relative = path.relative_to(folder).as_posix()
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(path.lstat().st_mode):
                 continue
             # Links to folders never: what is behind them would not be walked.
-            if not (stat.S_ISREG(mode) or (links and stat.S_ISLNK(mode) and path.is_file())):
+            if not is_plain_file(path):
                 raise FormatError("OBD-DIR-LINK", str(path), "not a plain file")
             if relative == FILE_NAME:
                 continue
@@ -172,6 +174,18 @@ def _check_folder(folder: Path, manifest: Manifest, links: bool) -> None:
             if size != manifest.files[relative].size:
                 problem = f"{size} bytes, not {manifest.files[relative].size}: cut short or changed"
                 raise FormatError("OBD-DIR-SIZE", str(path), problem)
+
+
+def is_plain_file(path: Path) -> bool:
+    """True for a regular file, and for a link of the Hub's cache to a file of that cache."""
+    if not path.is_symlink():
+        return path.is_file()
+    snapshot = _IN_CACHE.match(path.parent.resolve().as_posix() + "/")
+    return (
+        snapshot is not None
+        and path.is_file()
+        and path.resolve().is_relative_to(Path(snapshot[1]).resolve())
+    )
 
 
 def sha256(path: Path) -> str:

@@ -1,5 +1,4 @@
 """The version of the package."""
 
-from typing import Final
-
-__version__: Final = "0.1.0"
+# Without an annotation: the build reads this line.
+__version__ = "0.1.0"

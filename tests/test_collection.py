@@ -404,18 +404,21 @@ def test_a_recorded_router_must_fit(made: Path, router: Router) -> None:
         Collection.open(made).load_router()
 
 
-def test_links_are_followed_only_when_asked_and_never_to_folders(
-    made: Path, tmp_path: Path
-) -> None:
+def test_links_are_those_of_the_hubs_cache_and_never_to_folders(made: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "cache" / "models--ns--name"
+    cached = repo / "snapshots" / ("0" * 40)
+    shutil.copytree(made, cached)
     for name in ("config.json", "router.safetensors"):
-        os.rename(made / name, tmp_path / name)
-        (made / name).symlink_to(tmp_path / name)
+        for folder in (made, cached):
+            blob = repo / f"{folder.name}-{name}"
+            os.rename(folder / name, blob)
+            (folder / name).symlink_to(blob)
     with pytest.raises(FormatError):
         Collection.open(made)
-    collection = Collection.open(made, links=True)
+    collection = Collection.open(cached)
     assert collection.load_router() is not None
-    os.rename(made / "experts" / "a.obd", tmp_path / "a.obd")
-    (made / "experts" / "a.obd").symlink_to(tmp_path / "a.obd")
+    os.rename(cached / "experts" / "a.obd", repo / "a.obd")
+    (cached / "experts" / "a.obd").symlink_to(repo / "a.obd")
     with pytest.raises(FormatError, match="a link"):
         collection.bundle("a")
 

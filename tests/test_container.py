@@ -105,6 +105,9 @@ def new_manifest() -> dict[str, Any]:
     }
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
 def write_bundle(
     folder: Path, files: dict[str, bytes], manifest: dict[str, Any] | None = None
 ) -> Path:
@@ -135,13 +138,21 @@ def base(tmp_path: Path) -> Checkpoint:
     return Checkpoint.open(path)
 
 
-def ids(folder: Path, *, links: bool = False) -> list[str]:
-    return [finding.id for finding in verify(folder, links=links, jobs=1).findings]
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """The bundle where the Hub's cache would have it."""
+    snapshot = tmp_path / "cache" / "models--ns--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    return write_bundle(snapshot / "hand.obd", FILES)
 
 
-def refusal(folder: Path, *, links: bool = False) -> FormatError:
+def ids(folder: Path) -> list[str]:
+    return [finding.id for finding in verify(folder, jobs=1).findings]
+
+
+def refusal(folder: Path) -> FormatError:
     with pytest.raises(FormatError) as caught:
-        Container.open(folder, links=links)
+        Container.open(folder)
     return caught.value
 
 
@@ -262,29 +273,46 @@ def test_a_link_is_refused(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [MANIFEST, MLP, CONFIG])
-def test_links_to_files_are_followed_when_they_are_allowed(name: str, folder: Path) -> None:
-    move_and_link(folder / name, folder.parent / "moved")
-    assert ids(folder, links=True) == []
-    assert Bundle.open(folder, links=True).manifest == Container.open(folder, links=True).manifest
+@pytest.mark.parametrize("blobs", ["models--ns--name/blobs", "blobs/ab"])
+def test_links_of_the_hubs_cache_are_followed(name: str, blobs: str, cached: Path) -> None:
+    (cached.parents[3] / blobs).mkdir(parents=True)
+    move_and_link(cached / name, cached.parents[3] / blobs / "moved")
+    assert ids(cached) == []
+    assert Bundle.open(cached).manifest == Container.open(cached).manifest
 
 
-def test_the_target_of_an_allowed_link_is_checked(folder: Path) -> None:
-    (folder.parent / "blob").write_bytes(FILES[MLP][:-1] + b"\xff")
-    (folder / MLP).unlink()
-    (folder / MLP).symlink_to(folder.parent / "blob")
-    assert set(ids(folder, links=True)) == {"OBD-DIR-SHA256", "OBD-TENSOR-DIGEST"}
+def test_the_cache_may_be_reached_by_a_link(cached: Path, tmp_path: Path) -> None:
+    move_and_link(cached / MLP, cached.parents[2] / "blob")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "cache")
+    (tmp_path / "math.obd").symlink_to(cached)
+    assert ids(tmp_path / "elsewhere" / cached.relative_to(tmp_path / "cache")) == []
+    assert ids(tmp_path / "math.obd") == []
 
 
-def test_an_allowed_link_to_nowhere_is_a_fault_of_the_bundle(folder: Path) -> None:
-    (folder / CONFIG).unlink()
-    (folder / CONFIG).symlink_to(folder.parent / "nowhere")
-    assert refusal(folder, links=True).id in ("OBD-DIR-LINK", "OBD-DIR-MISSING")
+@pytest.mark.parametrize("name", [MANIFEST, MLP, CONFIG])
+def test_a_link_out_of_the_cache_is_refused(name: str, cached: Path, tmp_path: Path) -> None:
+    move_and_link(cached / name, tmp_path / "moved")
+    assert refusal(cached).id in ("OBD-DIR-LINK", "OBD-DIR-MANIFEST")
 
 
-def test_an_allowed_link_to_a_folder_hides_nothing(folder: Path) -> None:
-    move_and_link(folder / "expert", folder.parent / "moved")
-    (folder.parent / "moved" / "more.json").write_bytes(b"{}")
-    assert ids(folder, links=True)
+def test_the_target_of_a_link_is_checked(cached: Path) -> None:
+    blob = cached.parents[2] / "blob"
+    blob.write_bytes(FILES[MLP][:-1] + b"\xff")
+    (cached / MLP).unlink()
+    (cached / MLP).symlink_to(blob)
+    assert set(ids(cached)) == {"OBD-DIR-SHA256", "OBD-TENSOR-DIGEST"}
+
+
+def test_a_link_to_nowhere_is_a_fault_of_the_bundle(cached: Path) -> None:
+    (cached / CONFIG).unlink()
+    (cached / CONFIG).symlink_to(cached.parents[2] / "nowhere")
+    assert refusal(cached).id in ("OBD-DIR-LINK", "OBD-DIR-MISSING")
+
+
+def test_a_link_to_a_folder_hides_nothing(cached: Path) -> None:
+    move_and_link(cached / "expert", cached.parents[2] / "moved")
+    (cached.parents[2] / "moved" / "more.json").write_bytes(b"{}")
+    assert ids(cached)
 
 
 def test_a_folder_in_the_place_of_a_file_is_no_file(folder: Path) -> None:

@@ -40,10 +40,7 @@ def run(
     subject = _open(source)
     total = subject.nbytes(with_base=base is not None)
     with progress(f"verify {Path(source).name}", total, quiet=quiet) as done:
-        reports = [
-            verify(path, of_base, links=subject.links, jobs=jobs, progress=done)
-            for path in subject.bundles
-        ]
+        reports = [verify(path, of_base, jobs=jobs, progress=done) for path in subject.bundles]
     findings = [*subject.findings, *(f for report in reports for f in report.findings)]
     tensors = sum(report.tensors for report in reports)
     if as_json:
@@ -66,7 +63,6 @@ class _Subject:
     """Bundles to check, and what is known to be wrong before."""
 
     bundles: tuple[Path, ...] = ()
-    links: bool = False
     is_collection: bool = False
     findings: tuple[Finding, ...] = ()
 
@@ -77,7 +73,7 @@ class _Subject:
         from onebitfmt.verbs.verify import verify_bytes
 
         try:
-            opened = [Bundle.open(path, links=self.links) for path in self.bundles]
+            opened = [Bundle.open(path) for path in self.bundles]
         except MissingBundleError:
             raise
         except FormatError:
@@ -92,7 +88,7 @@ def _open(source: str) -> _Subject:
 
     address, path = hub_id(source), Path(source).expanduser()
     if address is not None and address.expert is not None:
-        return _Subject(bundles=(open_named_bundle(source)[1].path,), links=True)
+        return _Subject(bundles=(open_named_bundle(source)[1].path,))
     if address is not None:
         return _of_collection(open_collection(source))
     if not holds_collection(path):
@@ -129,7 +125,6 @@ def _of_collection(collection: Collection) -> _Subject:
         findings.append(Finding(id=e.id, message=str(e)))
     return _Subject(
         bundles=tuple(bundles),
-        links=collection.links,
         is_collection=True,
         findings=tuple(findings),
     )

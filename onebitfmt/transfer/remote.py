@@ -164,7 +164,7 @@ class RemoteCollection:
 
     def collection(self) -> Collection:
         """The collection of what has been fetched."""
-        return Collection.open(self.snapshot.folder, links=self.snapshot.links)
+        return Collection.open(self.snapshot.folder)
 
 
 def fetch_checked(snapshot: Snapshot, files: Mapping[str, FileEntry]) -> None:

@@ -40,7 +40,6 @@ def verify(
     bundle: str | Path,
     base: str | Path | Checkpoint | None = None,
     *,
-    links: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -54,7 +53,7 @@ def verify(
     """
     of_base = base if isinstance(base, Checkpoint) or base is None else open_checkpoint(base)
     try:
-        opened = Bundle.open(bundle, links=links)
+        opened = Bundle.open(bundle)
     except MissingBundleError:
         raise
     except FormatError as e:

@@ -154,7 +154,7 @@ def test_faults_end_with_3_and_a_repeat_succeeds(obd: Run, published: Published)
         assert result.stdout == ""
         hub.faults.clear()
     path = Path(obd("pull", MATH).stdout.strip())
-    assert verify(path, links=True).findings == ()
+    assert verify(path).findings == ()
 
 
 # --- a process of its own ------------------------------------------------------------------------
@@ -199,7 +199,19 @@ def test_a_stopped_pull_goes_on_at_the_next(
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (code, "", words)
     path = Path(obd("pull", MATH).stdout.strip())
-    assert verify(path, links=True).findings == ()
+    assert verify(path).findings == ()
+
+
+def test_the_printed_path_serves_wherever_a_folder_is_asked_for(
+    obd: Run, published: Published, tmp_path: Path
+) -> None:
+    path = obd("pull", MATH, "-q").stdout.strip()
+    obd("inspect", path)
+    obd("verify", path, "--base", published.local.base)
+    obd("restore", published.local.base, path, "-o", tmp_path / "math")
+    folder = obd("pull", REPO, "-q").stdout.strip()
+    assert "math: attention" in obd("inspect", folder).stdout
+    obd("push", folder, "tester/copy", "-q")
 
 
 def test_a_process_offline(hub: Hub, obd: Run, published: Published) -> None:

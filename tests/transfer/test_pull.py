@@ -70,8 +70,8 @@ def test_a_collection_comes_whole(published: Published) -> None:
     assert (pulled.repo, pulled.commit) == (REPO, published.commit)
     assert (pulled.experts, pulled.missing) == (("chat", "math"), {})
     for name in ("chat", "math"):
-        path = Collection.open(pulled.path, links=True).bundle(name).path
-        assert verify(path, published.local.base, links=True).findings == ()
+        path = Collection.open(pulled.path).bundle(name).path
+        assert verify(path, published.local.base).findings == ()
     again = pull(REPO)
     assert published.downloaded() == {}
     assert again.fetched == ()
@@ -84,7 +84,7 @@ def test_one_expert_comes_without_the_rest(published: Published) -> None:
     assert published.downloaded().keys() == wanted
     assert paths(pulled, cached=False) == wanted
     assert pulled.path == pulled.path.parents[1] / FOLDER
-    assert Bundle.open(pulled.path, links=True).container.missing_files == []
+    assert Bundle.open(pulled.path).container.missing_files == []
 
 
 def test_a_group_moves_its_own_bytes_and_the_manifests(published: Published) -> None:
@@ -108,7 +108,7 @@ def test_a_group_moves_its_own_bytes_and_the_manifests(published: Published) -> 
 def test_a_later_pull_completes_a_partial_one(published: Published) -> None:
     first = pull(MATH, groups=["attention", "mlp"])
     assert first.missing == {"math": OTHERS[1:]}
-    bundle = Bundle.open(first.path, links=True)
+    bundle = Bundle.open(first.path)
     assert len(bundle.container.missing_files) == 5
     published.downloaded()
     small = pull(MATH, groups=["attention"])
@@ -118,7 +118,7 @@ def test_a_later_pull_completes_a_partial_one(published: Published) -> None:
     assert whole.missing == {}
     assert paths(whole, cached=False) == published.downloaded().keys()
     assert ATTENTION in paths(whole, cached=True)
-    assert verify(whole.path, links=True).findings == ()
+    assert verify(whole.path).findings == ()
 
 
 def test_groups_of_all_experts(published: Published) -> None:
@@ -276,7 +276,7 @@ def test_wrong_bytes_are_removed_and_a_repeat_is_fine(published: Published) -> N
     published.downloaded()
     pulled = pull(MATH)
     assert published.downloaded().keys() == {ATTENTION}
-    assert verify(pulled.path, links=True).findings == ()
+    assert verify(pulled.path).findings == ()
 
 
 def test_a_file_that_the_repository_lacks_is_named(published: Published) -> None:
@@ -297,7 +297,7 @@ def test_a_broken_connection_leaves_complete_files(published: Published) -> None
     pulled = pull(MATH)
     assert published.downloaded().keys() == {f.path for f in pulled.fetched}
     assert ATTENTION in paths(pulled, cached=False)
-    assert verify(pulled.path, links=True).findings == ()
+    assert verify(pulled.path).findings == ()
 
 
 # --- into a folder -------------------------------------------------------------------------------

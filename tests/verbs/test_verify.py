@@ -198,11 +198,6 @@ def test_a_base_that_cannot_be_opened_is_an_error(pair: Pair, tmp_path: Path) ->
         verify(pair.bundle, tmp_path / "no" / "nothing")
 
 
-def test_links_are_followed_on_request(pair: Pair, bundle: Path) -> None:
-    replace_by_link(bundle)
-    assert verify(bundle, pair.base, links=True).findings == ()
-
-
 @pytest.mark.parametrize("with_base", [False, True])
 def test_progress_adds_up(pair: Pair, with_base: bool) -> None:
     done: list[int] = []
