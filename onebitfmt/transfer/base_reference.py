@@ -8,7 +8,7 @@ from typing import Final
 
 from onebitfmt.bundle import name_in
 from onebitfmt.collection_config import Config
-from onebitfmt.errors import BaseMismatchError, UsageError
+from onebitfmt.errors import BaseMismatchError, HubError, UsageError
 from onebitfmt.hub.address import HubId, parse_hub_id
 from onebitfmt.hub.client import HubOptions, explained, hub_api
 from onebitfmt.transfer.offer import Offer
@@ -30,14 +30,21 @@ def with_base(config: Config, offer: Offer, given: str | None, hub: HubOptions) 
     found = known if given is None else parse_hub_id(given)
     if found is None or found.expert is not None or parse_hub_id(str(found)) is None:
         raise UsageError(f"{given or known}: not a model on the Hub; {_BASE_FIX}")
-    api = hub_api(hub)
-    with explained(found.repo, found.revision):
-        commit = api.model_info(found.repo, revision=found.revision).sha
-    assert commit is not None
+    commit = _commit(found, hub)
     if given is not None:
         _check_base(f"{found.repo}@{commit}", offer, _tensors(found.repo, commit, hub))
     base = replace(config.base, repo=found.repo, revision=commit)
     return replace(config, base=base)
+
+
+def _commit(base: HubId, hub: HubOptions) -> str:
+    try:
+        with explained(base.repo, base.revision):
+            commit = hub_api(hub).model_info(base.repo, revision=base.revision).sha
+    except HubError as e:
+        raise HubError(f"the base model, {e}; or {_BASE_FIX}") from None
+    assert commit is not None
+    return commit
 
 
 def _tensors(repo: str, commit: str, hub: HubOptions) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -203,7 +203,7 @@ def test_a_stopped_pull_goes_on_at_the_next(
 
 
 def test_the_printed_path_serves_wherever_a_folder_is_asked_for(
-    obd: Run, published: Published, tmp_path: Path
+    hub: Hub, obd: Run, published: Published, tmp_path: Path
 ) -> None:
     path = obd("pull", MATH, "-q").stdout.strip()
     obd("inspect", path)
@@ -211,7 +211,10 @@ def test_the_printed_path_serves_wherever_a_folder_is_asked_for(
     obd("restore", published.local.base, path, "-o", tmp_path / "math")
     folder = obd("pull", REPO, "-q").stdout.strip()
     assert "math: attention" in obd("inspect", folder).stdout
-    obd("push", folder, "tester/copy", "-q")
+    weights = {"model.safetensors": published.local.base / "model.safetensors"}
+    base = f"tester/copied-base@{hub.commit('tester/copied-base', weights)}"
+    obd("push", folder, "tester/copy", "--base-model-id", base, "-q")
+    assert "math: attention" in obd("inspect", "tester/copy").stdout
 
 
 def test_a_process_offline(hub: Hub, obd: Run, published: Published) -> None:
