@@ -87,8 +87,10 @@ class _ForPeople(logging.Filter):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    from huggingface_hub.utils.logging import get_logger
+
     # A logger's own filters do not see what its children log; those of its handlers do.
-    handlers = list(logging.getLogger("huggingface_hub").handlers)
+    handlers = list(get_logger("huggingface_hub").handlers)
     only = _ForPeople()
     for handler in handlers:
         handler.addFilter(only)

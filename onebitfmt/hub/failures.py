@@ -62,6 +62,8 @@ def _is_wrapper(error: Exception) -> bool:
 
     if isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError):
         return True
+    if type(error) is RuntimeError:
+        return str(error).startswith("Error while uploading")
     return type(error) is ValueError and str(error).startswith("Force download failed")
 
 
@@ -145,7 +147,7 @@ def _refused(error: ValueError) -> str:
         return _odd_token()
     if type(error).__name__ == "JSONDecodeError":
         return f"{_NOT_THE_HUB}network wants a log-in"
-    return f"the Hub's client refuses: {_words(error)}"
+    return f"the Hub's client refuses: {_words(' '.join(str(error).split()))}"
 
 
 def _transfer(error: Exception) -> str:

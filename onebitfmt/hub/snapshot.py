@@ -58,7 +58,7 @@ class Snapshot:
         `UsageError` for `force` where nothing may be downloaded.
         """
         if force and options.offline:
-            raise UsageError(f"{repo}: to download anew needs the Hub; {download_step()}")
+            raise UsageError(f"{repo}: offline, nothing is downloaded anew; {download_step()}")
         with explained(repo, revision):
             found = hub_api(options).resolve_revision(
                 repo,
@@ -80,10 +80,10 @@ class Snapshot:
         """Where the files lie: a folder of the cache, or `local_dir`."""
         return self._places.folder
 
-    @property
-    def links(self) -> bool:
-        """True where files are symbolic links, as in the cache."""
-        return self.local_dir is None
+    def listed(self, name: str) -> bool | None:
+        """Whether the commit has the file; None before the first download brought its listing."""
+        listing = self._places.listing()
+        return None if listing is None else name in listing
 
     @cached_property
     def _places(self) -> Places:
@@ -126,7 +126,7 @@ class Snapshot:
         known = {p.path: p for p in self._dry_run(asked)} if asked else {}
         for name in asked:
             if name not in known:
-                raise HubError(self._missing(name))
+                raise HubError(self._lacks(name))
         return [known[name] if name in known else self._seen(name) for name in wanted]
 
     def _plain(self, names: Iterable[str]) -> list[str]:
@@ -195,10 +195,12 @@ class Snapshot:
         with explained(self.repo, self.commit):
             return interruptible(work)
 
+    def _lacks(self, name: str) -> str:
+        return f"{self} has no file {name}"
+
     def _missing(self, name: str) -> str:
-        listed = self._places.listing()
-        if listed is not None and name not in listed:
-            return f"{self} has no file {name}"
+        if self.listed(name) is False:
+            return self._lacks(name)
         place = "the Hub cache" if self.local_dir is None else str(self.local_dir)
         if self.options.offline:
             return f"{self}: {name} is not in {place}; {download_step()}"

@@ -10,7 +10,7 @@ from typing import Final
 from onebitfmt.collection import ROUTER, is_collection
 from onebitfmt.collection_config import CONFIG, EXPERTS, bundle_path
 from onebitfmt.container import sha256
-from onebitfmt.errors import HubError, OutputError, UsageError
+from onebitfmt.errors import OutputError, UsageError
 from onebitfmt.format.manifest import EXPERT_FOLDER, FileEntry
 from onebitfmt.format.manifest_json import load
 from onebitfmt.hub.address import HubId, parse_hub_id
@@ -98,7 +98,7 @@ def pull(
     if whole:
         payload.update(remote.router_files())
     previews = [*manifests, *_previews(target, payload)]
-    readme = _readme(target) if whole else []
+    readme = _readme(remote, target) if whole else []
     if not dry_run:
         if folder is not None:
             _make_way(target, remote, experts)
@@ -180,12 +180,11 @@ def _previews(target: Snapshot, payload: Mapping[str, FileEntry]) -> list[Previe
     return [replace(file, cached=file.cached or file.path in same) for file in previews]
 
 
-def _readme(target: Snapshot) -> list[Preview]:
-    try:
-        with no_bars():
-            return target.preview([README])
-    except HubError:
-        return []  # there need not be one
+def _readme(remote: RemoteCollection, target: Snapshot) -> list[Preview]:
+    if not remote.snapshot.listed(README):
+        return []
+    with no_bars():
+        return target.preview([README])
 
 
 # --- fetching ------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class RemoteCollection:
         except FormatError as e:
             raise HubError(f"{snapshot} is not a collection ({e.problem}); {_PUBLISH}") from None
         except HubError as e:
-            if str(e).endswith(f"has no file {CONFIG}"):
+            if snapshot.listed(CONFIG) is False:
                 raise HubError(f"{e}, so it is not a collection; {_PUBLISH}") from None
             raise
         return RemoteCollection(snapshot=snapshot, config=config, config_cached=cached)

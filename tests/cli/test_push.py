@@ -104,6 +104,51 @@ def test_no_message_holds_the_token(
         assert "?" not in result.stderr.split("error: ")[1]
 
 
+STORAGE = "Private repository storage limit reached, please upgrade your plan"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(path="/preupload/", status=403, message=STORAGE), STORAGE),
+        (Fault(path="/_lfs/put", status=403, message="Storage quota exceeded"), "over a limit"),
+        (Fault(path="/_lfs/put", status=507, times=None), "over a limit"),
+        (Fault(path="/_lfs/put", drop_request_after=100, times=None), "the connection broke"),
+        (Fault(path="/commit/", status=503, message="down", times=None), "status 503 (down)"),
+        (Fault(path="/commit/", status=412), "someone else committed"),
+        (Fault(path="/commit/", lose_answer=True), "the connection broke"),
+        (Fault(path="/validate-yaml", status=400, message="bad"), "README.md"),
+        (Fault(path="/api/repos/create", status=409, message="exists"), "run the command again"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else f"{value.path} {value.status}",
+)
+@pytest.mark.usefixtures("quick_retries")
+def test_a_failed_push_says_why_and_a_repeat_succeeds(
+    hub: Hub, obd: Run, collection: Path, base_id: str, fault: Fault, words: str
+) -> None:
+    hub.faults.add(fault)
+    result = obd("push", collection, REPO, "--base-model-id", base_id, code=3)
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert words in line
+    hub.faults.clear()
+    obd("push", collection, REPO, "--base-model-id", base_id)
+    assert len(hub.commits(REPO)) == 2
+    for file in (collection / "experts").rglob("*"):
+        if file.is_file():
+            path = file.relative_to(collection).as_posix()
+            assert hub.read(REPO, path) == file.read_bytes()
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_one_failure_on_the_way_is_no_failure(
+    hub: Hub, obd: Run, collection: Path, base_id: str
+) -> None:
+    hub.faults.add(Fault(path="/_lfs/put", status=503))
+    hub.faults.add(Fault(path="/_lfs/put", drop_request_after=1000))
+    obd("push", collection, REPO, "--base-model-id", base_id)
+    assert len(hub.commits(REPO)) == 2
+
+
 @contextmanager
 def running(hub: Hub, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """`obd push` in a process of its own."""

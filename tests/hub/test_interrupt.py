@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import _thread
+import logging
 import signal
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from onebitfmt.hub.interrupt import interruptible
 from tests.hubserver.faults import Fault
@@ -39,6 +43,31 @@ def test_the_result_and_the_error_are_those_of_the_work() -> None:
     with pytest.raises(ValueError, match="words") as caught:
         interruptible(fail)
     assert caught.value is error
+
+
+def test_after_an_interrupt_nothing_more_is_asked(hub: Hub) -> None:
+    log = logging.getLogger("huggingface_hub")
+    before = constants.HF_HUB_OFFLINE, log.level
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        _thread.interrupt_main()
+        while not constants.HF_HUB_OFFLINE:
+            time.sleep(0.01)
+        try:
+            get_session().get(hub.url)
+        except OfflineModeIsEnabled as error:
+            ended.append(error)
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(work)
+    assert len(ended) == 1
+    assert hub.requests == []
+    until = time.monotonic() + 5
+    while (constants.HF_HUB_OFFLINE, log.level) != before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (constants.HF_HUB_OFFLINE, log.level) == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signal to send")

@@ -147,8 +147,8 @@ def test_files_lie_in_the_cache_or_plainly_in_the_folder(
     snapshot.fetch(["config.json"])
     expected = local_dir or cache / "models--ns--model" / "snapshots" / commit
     assert snapshot.folder == expected
-    assert snapshot.links is (local_dir is None)
-    assert (expected / "config.json").is_symlink() is snapshot.links
+    assert (expected / "config.json").is_symlink() is (local_dir is None)
+    assert (snapshot.listed("config.json"), snapshot.listed("none")) == (True, False)
     assert not hub.cache.exists()
 
 
@@ -187,7 +187,7 @@ def test_force_needs_the_hub() -> None:
 
 def test_a_file_that_the_commit_lacks_is_named(commit: str, local_dir: Path | None) -> None:
     snapshot = Snapshot.open(REPO, local_dir=local_dir)
-    for ask in (snapshot.fetch, snapshot.preview):
+    for ask in (snapshot.preview, snapshot.fetch):
         with pytest.raises(HubError, match=rf"^{REPO}@{commit} has no file sub/x\.safetensors$"):
             ask(["config.json", "sub/x.safetensors"])
 
