@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench real scales evaluate peers bench-switch family vectors clean
+.PHONY: demo test check bench real hub scales evaluate peers bench-switch family vectors clean
 
 demo: $(READY)  ## convert three experts, check them, measure storage, restore one
 	$(BIN)/python tools/demo.py
@@ -16,6 +16,7 @@ test: $(READY)  ## the whole test suite
 
 check: $(READY)  ## lint, types, import contracts
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -38,6 +39,9 @@ bench-switch: $(READY)  ## switching experts against loading full checkpoints
 real: $(READY)  ## a real base and fine-tune from the package registry, in three precisions
 	$(BIN)/python tools/real.py
 
+hub: $(READY)  ## push, pull and faults against a Hub on localhost
+	$(BIN)/python tools/hub.py
+
 family: $(READY)  ## train the small model family again (about ten minutes)
 	$(BIN)/python tools/train_family.py -o tests/data/family
 
@@ -53,4 +57,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .demo .real
+	rm -rf $(VENV) .demo .real .hub
