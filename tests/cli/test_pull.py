@@ -6,8 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import pytest
 
 import onebitfmt
 from onebitfmt.verbs.verify import verify
+from tests.cli.process import running
 from tests.hubserver.faults import Fault
 from tests.transfer.published import REPO, contents
 
@@ -158,22 +158,6 @@ def test_faults_end_with_3_and_a_repeat_succeeds(obd: Run, published: Published)
 
 
 # --- a process of its own ------------------------------------------------------------------------
-
-
-@contextmanager
-def running(hub: Hub, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    root = str(Path(onebitfmt.__file__).parents[1])
-    with subprocess.Popen(
-        [sys.executable, "-m", "onebitfmt", *map(str, arguments)],
-        env=hub.environment(PYTHONPATH=root, **variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from onebitfmt.collection import Collection
+from tests.cli.process import running
 from tests.hubserver.faults import Fault
 
 if TYPE_CHECKING:
@@ -149,22 +147,6 @@ def test_one_failure_on_the_way_is_no_failure(
     assert len(hub.commits(REPO)) == 2
 
 
-@contextmanager
-def running(hub: Hub, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`obd push` in a process of its own."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "onebitfmt", "push", *map(str, arguments)],
-        env=hub.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize(
     ("stop", "code", "words"),
     [
@@ -181,7 +163,7 @@ def test_a_stopped_push_publishes_nothing_and_a_repeat_completes_it(
     reached = threading.Event()
     # Some objects arrive, one is stuck on the way.
     hub.faults.add(Fault(path="/_lfs/put", skip=2, slow=30.0, before=reached.set))
-    with running(hub, collection, REPO, "--base-model-id", base_id) as process:
+    with running(hub, "push", collection, REPO, "--base-model-id", base_id) as process:
         assert reached.wait(30)
         os.kill(process.pid, stop)
         _, errors = process.communicate(timeout=10)
