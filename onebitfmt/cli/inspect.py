@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,14 +57,17 @@ def _local(path: Path, *, tensors: bool, as_json: bool) -> None:
 
         inspect_collection.show(Collection.open(path).config, path, as_json=as_json)
         return
-    _show_bundle(container, str(container.path), tensors=tensors, as_json=as_json)
+    if as_json:
+        print_json(_as_json(container, tensors))
+    else:
+        _show_bundle(container, str(container.path), str(container.manifest.base), tensors=tensors)
 
 
 def _remote(address: HubId, *, tensors: bool, as_json: bool) -> None:
     from onebitfmt.transfer.opening import open_remote
 
     remote = open_remote(address)
-    origin = {"repo": remote.snapshot.repo, "commit": remote.snapshot.commit}
+    origin: dict[str, Any] = {"repo": remote.snapshot.repo, "commit": remote.snapshot.commit}
     if address.expert is None and not tensors:
         path = remote.snapshot.folder
         inspect_collection.show(remote.config, path, origin=origin, as_json=as_json)
@@ -72,33 +76,28 @@ def _remote(address: HubId, *, tensors: bool, as_json: bool) -> None:
     remote.fetch_manifests([expert])
     container = remote.collection().bundle(expert).container
     title = f"{remote.snapshot.repo}:{expert}@{remote.snapshot.commit}"
-    _show_bundle(container, title, origin=origin, tensors=tensors, as_json=as_json)
-
-
-def _show_bundle(
-    container: Container,
-    title: str,
-    *,
-    tensors: bool,
-    as_json: bool,
-    origin: dict[str, str] | None = None,
-) -> None:
+    # The bundle itself may have been made against a local copy of the base.
+    base = remote.config.base
     if as_json:
-        print_json(_as_json(container, tensors) | (origin or {}))
-        return
-    _print(container, title)
+        print_json(_as_json(container, tensors) | origin | {"base": asdict(base)})
+    else:
+        _show_bundle(container, title, str(base), tensors=tensors)
+
+
+def _show_bundle(container: Container, title: str, base: str, *, tensors: bool) -> None:
+    _print(container, title, base)
     if tensors:
         entries = container.manifest.tensors.items()
         rows = [_tensor_row(container, name, entry) for name, entry in entries]
         table("tensors", ("name", "group", "dtype", "shape", "coding", "stored"), rows)
 
 
-def _print(container: Container, title: str) -> None:
+def _print(container: Container, title: str, base: str) -> None:
     from onebitfmt.report.storage import expert_storage
 
     manifest = container.manifest
     storage = expert_storage(container)
-    expert, base = manifest.expert, manifest.base
+    expert = manifest.expert
     origin = f" from {expert.repo}@{expert.revision}" if expert.repo else ""
     licence = f", licence {expert.license}" if expert.license else ""
     say(f"expert  {expert.name} ({expert.dtype}{licence}){origin}")
@@ -162,8 +161,6 @@ def _tensor_row(container: Container, name: str, entry: TensorEntry) -> list[str
 
 
 def _as_json(container: Container, tensors: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from onebitfmt.report.storage import expert_storage
 
     manifest = container.manifest

@@ -83,7 +83,7 @@ def _print_plan(pushed: Pushed) -> None:
 
 def _print(pushed: Pushed, *, quiet: bool) -> None:
     sent = [file for file in pushed.files if not file.there]
-    if not pushed.changed:
+    if not quiet and not pushed.changed:
         say(f"{pushed.repo}: nothing to change", err=True)
     elif not quiet:
         removed = f", {len(pushed.deleted)} removed" if pushed.deleted else ""

@@ -82,7 +82,11 @@ def _answer(error: HfHubHTTPError, revision: str | None) -> str:
         return f"a file is missing there{words}"
     if isinstance(error, errors.DisabledRepoError):
         return "the repository is disabled; its page says why"
-    return _by_status(error.response.status_code, said, words)
+    status = error.response.status_code
+    if status in (404, 405, 501) and "/xet-" in error.response.url.path:
+        # A mirror or a proxy that passes the Hub's listings on, but not Xet.
+        return f"no transfers by Xet there{words}; run the command again with HF_HUB_DISABLE_XET=1"
+    return _by_status(status, said, words)
 
 
 def _by_status(status: int, said: str, words: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from onebitfmt.container import sha256
 from onebitfmt.errors import HubError, UsageError
@@ -18,6 +19,10 @@ from onebitfmt.hub.places import Places, git_names
 from onebitfmt.parallel import Workers
 
 R = TypeVar("R")
+
+# Failures of the Hub that pass, and the seconds before each further try.
+_PASSING: Final = frozenset({500, 502, 503, 504})
+_PAUSES: Final = (1.0, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +197,17 @@ class Snapshot:
         ]
 
     def _call(self, work: Callable[[], R]) -> R:
+        from huggingface_hub.errors import HfHubHTTPError
+
         with explained(self.repo, self.commit):
+            for pause in _PAUSES:
+                try:
+                    return interruptible(work)
+                except HfHubHTTPError as error:
+                    # The client tries most requests again by itself, but not the one for a file.
+                    if error.response.status_code not in _PASSING:
+                        raise
+                time.sleep(pause)
             return interruptible(work)
 
     def _lacks(self, name: str) -> str:

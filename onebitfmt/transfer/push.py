@@ -96,8 +96,7 @@ def push(
     hub = HubOptions(token=token)
     target_id = _repo_id(repo)
     offer = Offer.open(Path(source).expanduser())
-    if not wanted.dry_run:
-        _check_login(token)
+    _check_access(token, dry_run=wanted.dry_run)
     target = Target.open(target_id, wanted.revision, hub)
     _check_visibility(target, private=wanted.private)
     config = with_base(offer.config_with(target.config), offer, wanted.base_model_id, hub)
@@ -128,10 +127,12 @@ def _repo_id(text: str) -> str:
     return parsed.repo
 
 
-def _check_login(token: str | bool | None) -> None:
-    from huggingface_hub import get_token
+def _check_access(token: str | bool | None, *, dry_run: bool) -> None:
+    from huggingface_hub import get_token, is_offline_mode
 
-    if not token and get_token() is None:
+    if is_offline_mode():
+        raise HubError("nothing can be pushed offline; unset HF_HUB_OFFLINE")
+    if not dry_run and not token and get_token() is None:
         raise HubError("not logged in to the Hub; log in with `hf auth login`, or set HF_TOKEN")
 
 

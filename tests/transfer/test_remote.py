@@ -156,10 +156,18 @@ def test_force_asks_for_config_again(published: Published) -> None:
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_hub_that_fails_once_is_an_error_and_a_repeat_succeeds(published: Published) -> None:
-    published.hub.faults.add(Fault(path="config.json", method="GET", status=503))
+def test_a_hub_that_fails_for_a_moment_is_asked_again(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onebitfmt.hub.snapshot._PAUSES", (0.0, 0.0))
+    fault = published.hub.faults.add(
+        Fault(path="config.json", method="GET", status=503, times=None)
+    )
     with pytest.raises(HubError, match="503"):
         RemoteCollection.open(REPO)
+    assert published.hub.faults.hits(fault) == 3
+    published.hub.faults.clear()
+    published.hub.faults.add(Fault(path="config.json", method="GET", status=503, times=2))
     assert RemoteCollection.open(REPO).expert_names == ("chat", "math")
 
 
