@@ -17,6 +17,8 @@ from onebitfmt.version import __version__
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+_LIBRARY: Final = "onebitfmt"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubOptions:
@@ -45,7 +47,17 @@ def hub_api(options: HubOptions = DEFAULTS) -> HfApi:
     """A client that tells the Hub the name and version of this library."""
     from huggingface_hub import HfApi
 
-    return HfApi(token=options.token, library_name="onebitfmt", library_version=__version__)
+    return HfApi(token=options.token, library_name=_LIBRARY, library_version=__version__)
+
+
+def headers(options: HubOptions = DEFAULTS) -> dict[str, str]:
+    """The headers of a request that the client has no method for."""
+    from huggingface_hub.utils import build_hf_headers
+
+    found: dict[str, str] = build_hf_headers(
+        token=options.token, library_name=_LIBRARY, library_version=__version__
+    )
+    return found
 
 
 @contextmanager

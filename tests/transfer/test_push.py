@@ -247,7 +247,7 @@ def test_a_local_base_is_refused_with_the_fix(hub: Hub, collection: Path) -> Non
     with pytest.raises(UsageError, match="--base-model-id ns/name"):
         push(collection, REPO)
     for local_path in ("./base", "/models/base", "base", "a/b/c"):
-        with pytest.raises(UsageError, match="--base-model-id ns/name"):
+        with pytest.raises(UsageError, match=f"--base-model-id {local_path}: not a model"):
             push(collection, REPO, PushOptions(base_model_id=local_path))
     assert not hub.exists(REPO)
 
@@ -267,11 +267,23 @@ def test_the_base_is_pinned_to_a_commit(hub: Hub, collection: Path, base_id: str
     assert f"{base['repo']}@{base['revision']}" == base_id
 
 
-def test_another_model_is_not_the_base(hub: Hub, models: Models, collection: Path) -> None:
+def test_another_model_is_not_the_base(
+    hub: Hub, models: Models, pair: Pair, collection: Path
+) -> None:
     other = models.save("other", models.llama(3, vocabulary=101))
     hub.commit("tester/other", {"model.safetensors": other / "model.safetensors"})
     with pytest.raises(BaseMismatchError, match=r"tester/other@.* is not the base"):
         push(collection, REPO, PushOptions(base_model_id="tester/other"))
+    # Of the same shapes: the fine-tune itself, and a copy whose large tensors alone differ.
+    hub.commit("tester/tuned", {"model.safetensors": pair.expert / "model.safetensors"})
+    tensors = dict(pair.base_tensors)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = pair.expert_tensors[name]
+    part = models.save("part", tensors)
+    hub.commit("tester/part", {"model.safetensors": part / "model.safetensors"})
+    for repo in ("tester/tuned", "tester/part"):
+        with pytest.raises(BaseMismatchError, match="holds other values"):
+            push(collection, REPO, PushOptions(base_model_id=repo))
     hub.commit("tester/empty", {"pytorch_model.bin": b"x"})
     with pytest.raises(UsageError, match="no safetensors weights"):
         push(collection, REPO, PushOptions(base_model_id="tester/empty"))
