@@ -13,6 +13,7 @@ all that a remote reader fetches first, and it is the root of trust of the rest.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,7 @@ ROUTER: Final = "router.safetensors"
 
 BundleSource = str | Path | Bundle
 
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _FILE_ID: Final = "OBD-COLL-FILE"
 _SUMMARY_ID: Final = "OBD-COLL-SUMMARY"
 
@@ -221,6 +223,9 @@ class Collection:
         if parse_hub_id(repo) != HubId(repo=repo):
             problem = f"names {repo!r} as its base, which is no model on the Hub"
             raise UsageError(f"{self.path} {problem}; pass the base with --base")
+        if revision is not None and not _COMMIT.fullmatch(revision):
+            problem = f"names its base at {revision!r}, which is no commit and may change"
+            raise UsageError(f"{self.path} {problem}; pass the base with --base")
         return hub_checkpoint(repo, revision, options=options)
 
 
@@ -271,9 +276,7 @@ def _named(
             raise UsageError(
                 f"two experts are called {name!r}; give one of them another name: NAME=BUNDLE"
             )
-        if container.missing_files:
-            problem = f"incomplete: {container.missing_files[0]} is missing"
-            raise FormatError("OBD-DIR-MISSING", str(container.path), problem)
+        container.check_complete()
         experts[name] = container
     return experts
 

@@ -23,6 +23,8 @@ FORMAT: Final = "obd-collection"
 VERSION: Final = "1.0"
 CONFIG_ID: Final = "OBD-COLL-CONFIG"
 MAX_CONFIG_BYTES: Final = 4 << 20
+# As canonical JSON writes it.
+_OURS: Final = f'"format":"{FORMAT}"'.encode()
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -146,6 +148,10 @@ def load_config(data: bytes, where: str = CONFIG) -> Config:
     """
     if len(data) > MAX_CONFIG_BYTES:
         raise FormatError(CONFIG_ID, where, f"larger than {MAX_CONFIG_BYTES} bytes")
+    if _OURS not in data:
+        # A model's checkpoint has a config.json, too; what the strict reader says of it helps none.
+        problem = "not the config.json of a collection; a model becomes a bundle with: obd convert"
+        raise FormatError(CONFIG_ID, where, problem)
     value = parse(data, where)
     cursor = Cursor(value=value, path=where)
     try:
@@ -171,6 +177,9 @@ def _load_config(cursor: Cursor) -> Config:
     experts = {name: _load_expert(name, c) for name, c in f["experts"].entries()}
     if not 1 <= len(experts) <= MAX_EXPERTS:
         f["experts"].fail(CONFIG_ID, f"expected 1 to {MAX_EXPERTS} experts")
+    # File systems that ignore case would mix the two.
+    if len({name.lower() for name in experts}) < len(experts):
+        f["experts"].fail(CONFIG_ID, "two names differ in upper and lower case alone")
     router = None
     if "router" in f:
         g = f["router"].fields("sha256 bytes")
@@ -193,7 +202,12 @@ def _source(cursor: Cursor, f: Mapping[str, Cursor]) -> tuple[str | None, str | 
 
 
 def _optional(f: Mapping[str, Cursor], name: str) -> str | None:
-    return f[name].string() if name in f else None
+    if name not in f:
+        return None
+    text = f[name].string()
+    if not text.isprintable():
+        f[name].fail(CONFIG_ID, "has control characters")
+    return text
 
 
 def _load_expert(name: str, cursor: Cursor) -> ExpertEntry:

@@ -75,6 +75,12 @@ class Container:
         # os.path answers False where pathlib raises: a name may be too long for the file system.
         return [f for f in self.manifest.files if not os.path.isfile(self.path / f)]
 
+    def check_complete(self) -> None:
+        """See that all listed files are there. Raises `FormatError`."""
+        if missing := self.missing_files:
+            problem = f"incomplete: {missing[0]} is missing; pull or convert it again"
+            raise FormatError("OBD-DIR-MISSING", str(self.path), problem)
+
     @property
     def nbytes(self) -> int:
         """Bytes on disk of the whole bundle, the manifest included."""

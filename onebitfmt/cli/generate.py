@@ -66,8 +66,14 @@ def _hush() -> None:
         from transformers.utils import logging
     except ImportError:
         return
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+
+    asked_for = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if asked_for:
+        # Those of downloads, which transformers has just switched off, too.
+        enable_progress_bars()
 
 
 def _answer(model: RoutedModel, prompt: str, decision: Decision, max_new_tokens: int) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from onebitfmt.cli import inspect_collection
 from onebitfmt.cli.console import Json, command, percent, print_json, say, size, table
+from onebitfmt.report.quantities import rounded
 
 if TYPE_CHECKING:
     from onebitfmt.container import Container
@@ -119,7 +120,7 @@ def _print(container: Container, title: str, base: str) -> None:
                 size(group.stored),
                 percent(group.stored, group.full),
                 percent(group.onebit, group.elements),
-                error[:6] if error else ("-" if group.onebit else "exact"),
+                rounded(error) if error else ("-" if group.onebit else "exact"),
                 _presence(files, missing),
             ]
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebitfmt.cli.console import percent, print_json, say, size, table
+from onebitfmt.report.quantities import rounded
 
 if TYPE_CHECKING:
     from onebitfmt.collection_config import Config, ExpertEntry, ExpertGroup
@@ -46,7 +47,7 @@ def _group_row(expert: str, group: ExpertGroup) -> list[str]:
         size(group.nbytes),
         percent(group.nbytes, group.full),
         percent(group.onebit, group.elements),
-        error[:6] if error else ("-" if group.onebit else "exact"),
+        rounded(error) if error else ("-" if group.onebit else "exact"),
         ", ".join(f"{count} {coding}" for coding, count in group.codings.items()),
     ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebitfmt.cli.console import Json, Quiet, command, print_json, say, size, table
+from onebitfmt.errors import UsageError
 from onebitfmt.format.manifest import EXPERT_FOLDER
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(
     if as_json:
         print_json(_as_json(pulled, dry_run=dry_run))
         return
-    if dry_run:
+    if dry_run and not quiet:
         _print_plan(pulled)
     elif not quiet:
         _tell(pulled)
@@ -70,6 +71,8 @@ def run(
 
 def _names(groups: str) -> list[str]:
     names = [name.strip() for name in groups.split(",")]
+    if not any(names):
+        raise UsageError("--groups names no layer group; say which, as in attention,mlp")
     return [name for name in names if name]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebitfmt.cli.console import Jobs, Json, Quiet, command, print_json, progress, say, size, table
+from onebitfmt.report.quantities import count
 
 if TYPE_CHECKING:
     from onebitfmt.transfer.push import Pushed
@@ -46,8 +49,9 @@ def run(
 ) -> None:
     """Publish a collection or a bundle on the Hub, in one commit.
 
-    A bundle is added to the repository's collection; a collection takes its place. Files that are
-    there already are not sent again, so it is safe to repeat.
+    A new repository is public unless --private is given. A bundle is added to the repository's
+    collection; a collection takes its place, so that experts it lacks are removed there. Files
+    that are there already are not sent again: it is safe to repeat.
     """
     from onebitfmt.transfer.push import PushOptions, push
 
@@ -68,33 +72,48 @@ def run(
     )
     if as_json:
         print_json(_as_json(pushed, dry_run=dry_run))
-    elif dry_run:
-        _print_plan(pushed)
-    else:
-        _print(pushed, quiet=quiet)
+        return
+    if dry_run and not quiet:
+        _print_files(pushed)
+    if not quiet:
+        _tell(pushed, would=dry_run)
+    if not dry_run:
+        say(f"commit {pushed.commit}")
+        say(str(pushed.pull_request or pushed.url))
 
 
-def _print_plan(pushed: Pushed) -> None:
+def _print_files(pushed: Pushed) -> None:
     rows = [[f.path, size(f.nbytes), "there already" if f.there else "send"] for f in pushed.files]
     rows += [[path, "", "remove"] for path in pushed.deleted]
-    table(f"{pushed.repo}{' (new)' if pushed.created else ''}", ("file", "bytes", ""), rows)
-    say(f"would send {size(pushed.sent)}" if pushed.changed else "nothing would change")
+    table(pushed.repo, ("file", "bytes", ""), rows)
 
 
-def _print(pushed: Pushed, *, quiet: bool) -> None:
-    sent = [file for file in pushed.files if not file.there]
-    if not quiet and not pushed.changed:
+def _tell(pushed: Pushed, *, would: bool) -> None:
+    if pushed.created:
+        kind = "private" if pushed.private else "public"
+        say(f"{pushed.repo}: {'would be ' if would else ''}a new {kind} repository", err=True)
+    if not pushed.changed:
         say(f"{pushed.repo}: nothing to change", err=True)
-    elif not quiet:
-        removed = f", {len(pushed.deleted)} removed" if pushed.deleted else ""
+    else:
+        sent = [file for file in pushed.files if not file.there]
+        there = len(pushed.files) - len(sent)
         say(
-            f"{pushed.repo}: {len(sent)} files sent ({size(pushed.sent)}), "
-            f"{len(pushed.files) - len(sent)} there already{removed}",
+            f"{pushed.repo}: {'would send' if would else 'sent'} {count(len(sent), 'file')} "
+            f"({size(pushed.sent)}); {there} there already",
             err=True,
         )
-    say(f"commit {pushed.commit}")
-    say(str(pushed.pull_request or pushed.url))
+    for part, number in removed_parts(pushed.deleted).items():
+        say(f"{'would remove' if would else 'removed'} {part}: {count(number, 'file')}", err=True)
+    for note in pushed.notes:
+        say(f"note: {note}", err=True)
+
+
+def removed_parts(paths: Sequence[str]) -> dict[str, int]:
+    """What removed files were part of, and how many of them."""
+    parts = (p.split("/")[1].removesuffix(".obd") if "/" in p else p for p in paths)
+    return dict(Counter(parts))
 
 
 def _as_json(pushed: Pushed, *, dry_run: bool) -> dict[str, Any]:
-    return {**asdict(pushed), "sent_bytes": pushed.sent, "dry_run": dry_run}
+    files = [{"path": f.path, "bytes": f.nbytes, "there": f.there} for f in pushed.files]
+    return {**asdict(pushed), "files": files, "sent_bytes": pushed.sent, "dry_run": dry_run}

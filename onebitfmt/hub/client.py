@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from onebitfmt.errors import HubError, OnebitError
 from onebitfmt.hub.failures import explanation, without_secrets
+from onebitfmt.hub.interrupt import settle
 from onebitfmt.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class HubOptions:
         """True where no request may be made: `local_files_only`, or HF_HUB_OFFLINE."""
         from huggingface_hub import is_offline_mode
 
+        settle()
         return self.local_files_only or is_offline_mode()
 
 
@@ -52,7 +54,7 @@ def hub_api(options: HubOptions = DEFAULTS) -> HfApi:
 
 def headers(options: HubOptions = DEFAULTS) -> dict[str, str]:
     """The headers of a request that the client has no method for."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     found: dict[str, str] = build_hf_headers(
         token=options.token, library_name=_LIBRARY, library_version=__version__
@@ -66,6 +68,7 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
 
     Own errors, interrupts, and mistakes of a program (`TypeError` and the like) pass as they are.
     """
+    settle()
     try:
         with _quiet():
             yield

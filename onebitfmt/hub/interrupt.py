@@ -46,6 +46,12 @@ def interruptible(work: Callable[[], R]) -> R:
     return result.result()
 
 
+def settle() -> None:
+    """Wait until transfers that were interrupted have ended: meanwhile the client is offline."""
+    with _hanging_up:
+        pass
+
+
 def _hang_up(result: Future[Any]) -> None:
     from huggingface_hub import close_session
 

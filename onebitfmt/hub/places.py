@@ -55,10 +55,26 @@ class Places:
         if self.local_dir is None:
             return True
         # Where the client cannot reach the Hub it leaves the file of another commit in place.
+        return self._commit_of(name) == self.commit
+
+    def _commit_of(self, name: str) -> str | None:
+        """The commit from which a download put a file into `local_dir`."""
         try:
-            return self._note(name).read_text("utf-8").partition("\n")[0] == self.commit
+            return self._note(name).read_text("utf-8").partition("\n")[0]
         except (OSError, UnicodeDecodeError):
+            return None
+
+    def edited(self, name: str) -> bool:
+        """True for a file of `local_dir` that no download put there, or that changed since."""
+        path = self.path(name)
+        if self.local_dir is None or not path.is_file():
             return False
+        try:
+            when = float(self._note(name).read_text("utf-8").split("\n")[2])
+        except (OSError, ValueError, IndexError):
+            return True
+        # The client's own rule.
+        return path.stat().st_mtime - 1 > when
 
     def _note(self, name: str) -> Path:
         return self.folder / _NOTES / f"{name}.metadata"
@@ -102,7 +118,7 @@ class Places:
         notes = self.folder / _NOTES
         for note in sorted((notes / folder).rglob("*.metadata")):
             name = note.relative_to(notes).as_posix().removesuffix(".metadata")
-            if name in keep:
+            if name in keep or self._commit_of(name) == self.commit:
                 continue
             path = self.folder / name
             path.unlink(missing_ok=True)
@@ -118,11 +134,13 @@ class Places:
 
 def git_names(data: bytes) -> tuple[str, str]:
     """Git's names of a file of these bytes, and of the LFS pointer to one."""
-    pointer = (
-        "version https://git-lfs.github.com/spec/v1\n"
-        f"oid sha256:{hashlib.sha256(data).hexdigest()}\nsize {len(data)}\n"
-    )
-    return _git_name(data), _git_name(pointer.encode())
+    return _git_name(data), pointer_name(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def pointer_name(digest: str, size: int) -> str:
+    """Git's name of the LFS pointer to a file of this SHA-256 and size."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n"
+    return _git_name(pointer.encode())
 
 
 def _git_name(data: bytes) -> str:

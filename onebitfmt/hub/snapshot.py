@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from onebitfmt.container import sha256
@@ -15,7 +16,7 @@ from onebitfmt.errors import HubError, UsageError
 from onebitfmt.hub.client import DEFAULTS, HubOptions, explained, hub_api
 from onebitfmt.hub.failures import download_step
 from onebitfmt.hub.interrupt import interruptible
-from onebitfmt.hub.places import Places, git_names
+from onebitfmt.hub.places import Places, git_names, pointer_name
 from onebitfmt.parallel import Workers
 
 R = TypeVar("R")
@@ -97,18 +98,38 @@ class Snapshot:
         cache = Path(self.options.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
         return Places(repo=self.repo, commit=self.commit, cache_dir=cache, local_dir=self.local_dir)
 
+    def edited(self, name: str) -> bool:
+        """True for a file of `local_dir` that is not as a download put it there."""
+        return self._places.edited(name)
+
     # --- fetching --------------------------------------------------------------------------------
 
-    def fetch(self, names: Iterable[str]) -> None:
+    def fetch(self, names: Iterable[str], limits: Mapping[str, int] = MappingProxyType({})) -> None:
         """Download exactly these files; no request is made where the cache has them all.
 
-        Raises `HubError`, also where the commit lacks one.
+        Files that are larger than their limit are refused before a byte moves. Raises `HubError`,
+        also where the commit lacks a file.
         """
         wanted = [name for name in self._plain(names) if self._needs(name)]
         if wanted and not self.options.offline:
+            self._check_sizes({name: limits[name] for name in wanted if name in limits})
             self._download([glob.escape(name) for name in wanted], None)
         self._see(wanted)
         self._renewed.update(wanted)
+
+    def _check_sizes(self, limits: Mapping[str, int]) -> None:
+        if not limits:
+            return
+        listing = self._places.listing()
+        if listing is None:
+            self._download([], None)  # Brings the listing alone.
+            listing = self._places.listing() or {}
+        for name, limit in limits.items():
+            if name in listing and listing[name].size > limit:
+                raise HubError(
+                    f"{self}: {name} has {listing[name].size} bytes, more than the {limit} that it "
+                    "may have; nothing was downloaded: tell the owner"
+                )
 
     def fetch_matching(self, allow: list[str], ignore: list[str]) -> Path:
         """Download the files that match `allow` but not `ignore`, in which * crosses slashes.
@@ -219,7 +240,10 @@ class Snapshot:
         place = "the Hub cache" if self.local_dir is None else str(self.local_dir)
         if self.options.offline:
             return f"{self}: {name} is not in {place}; {download_step()}"
-        return f"{self}: {name} is not in {place}, and the Hub cannot be reached; try again later"
+        return (
+            f"{self}: {name} is not in {place}: the Hub cannot be reached, or another pull is at "
+            "work there; try again later"
+        )
 
     # --- checking --------------------------------------------------------------------------------
 
@@ -232,7 +256,18 @@ class Snapshot:
         with explained(self.repo, self.commit), Workers() as workers:
             found = list(workers.map(sha256, paths))
         wrong = [n for n, digest in zip(digests, found, strict=True) if digest != digests[n]]
+        for name, digest in zip(digests, found, strict=True):
+            if name in wrong and self._is_as_listed(name, digest):
+                raise HubError(
+                    f"{self}: {name} is as the commit lists it, but not as its manifest says; tell "
+                    "the owner"
+                )
         self._refuse(wrong, digests)
+
+    def _is_as_listed(self, name: str, digest: str) -> bool:
+        """True where the owner, not the transfer, is at fault; others may share the bytes."""
+        listed = (self._places.listing() or {}).get(name)
+        return listed is not None and listed.blob_id == pointer_name(digest, listed.size)
 
     def check_listed(self, name: str) -> None:
         """Compare a small file, whose digest nobody states, with what the commit lists.

@@ -110,6 +110,8 @@ class RoutedModel:
         options = hub_options(token, cache_dir, local_files_only)
         of_base = opened.open_base(base, options=options)
         bundles = {name: opened.bundle(name) for name in opened.expert_names}
+        for bundle in bundles.values():
+            bundle.container.check_complete()
         folders: dict[str | None, Path] = {
             name: bundle.path / EXPERT_FOLDER for name, bundle in bundles.items()
         }
@@ -278,7 +280,8 @@ class RoutedModel:
         """Which expert each prompt goes to; `options` as in `Router.route`. Raises `UsageError`."""
         if self._router is None:
             if self._without_router or self.collection is None:
-                raise UsageError("there is no router here; name the expert, or train a router")
+                known = ", ".join(self.weights.experts)
+                raise UsageError(f"there is no router; name the expert: one of {known}")
             router = self.collection.load_router()
             assert router is not None
             self._router = (router, open_featurizer(router.spec, self.weights.base))

@@ -15,3 +15,16 @@ def size(nbytes: float) -> str:
 def percent(part: float, whole: float) -> str:
     """part / whole in percent, or a dash where there is no whole."""
     return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def count(number: int, noun: str) -> str:
+    """So many of something: 1 file, 2 files."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def rounded(text: str) -> str:
+    """A decimal number from a file, to four places; other text as it is."""
+    try:
+        return f"{float(text):.4f}"
+    except ValueError:
+        return text

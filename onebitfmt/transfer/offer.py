@@ -17,7 +17,7 @@ from onebitfmt.collection_config import (
     RouterEntry,
     bundle_path,
 )
-from onebitfmt.errors import BaseMismatchError, FormatError, MissingBundleError, UsageError
+from onebitfmt.errors import BaseMismatchError, MissingBundleError, UsageError
 from onebitfmt.format.manifest import FILE_NAME
 from onebitfmt.merge.recipe import Recipe, dump_recipe
 from onebitfmt.routing.names import is_expert_name
@@ -65,9 +65,7 @@ class Offer:
         else:
             offer = _of_collection(Collection.open(path))
         for bundle in offer.bundles.values():
-            if missing := bundle.container.missing_files:
-                problem = f"incomplete: {missing[0]} is missing; pull or convert it again"
-                raise FormatError("OBD-DIR-MISSING", str(bundle.path), problem)
+            bundle.container.check_complete()
         return offer
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from onebitfmt.collection import ROUTER, is_collection
+from onebitfmt.collection import ROUTER, Collection, is_collection
 from onebitfmt.collection_config import CONFIG, EXPERTS, bundle_path
 from onebitfmt.container import sha256
 from onebitfmt.errors import OutputError, UsageError
@@ -26,8 +26,9 @@ from onebitfmt.transfer.remote import (
     with_revision,
 )
 
-# Where the Hub's client notes what it has put into a folder.
-_DOWNLOADS: Final = Path(".cache", "huggingface")
+# Says from which repository a folder was pulled.
+_ORIGIN: Final = Path(".cache", "onebitfmt", "repo")
+_MAX_README_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ def pull(
     `FormatError`, `OutputError`.
     """
     address = _address(source, revision)
-    folder = None if local_dir is None else _own_folder(Path(local_dir).expanduser())
+    folder = None if local_dir is None else _own_folder(Path(local_dir).expanduser(), address.repo)
     options = hub_options(token, cache_dir, local_files_only)
     remote = RemoteCollection.open(address.repo, address.revision, options, force=force_download)
     experts = remote.expert_names if address.expert is None else (address.expert,)
@@ -101,6 +102,7 @@ def pull(
     readme = _readme(remote, target) if whole else []
     if not dry_run:
         if folder is not None:
+            _check_unchanged(target, remote, payload)
             _make_way(target, remote, experts)
         _fetch(target, remote, experts, payload, readme)
     return Pulled(
@@ -120,13 +122,17 @@ def _address(source: str, revision: str | None) -> HubId:
     return with_revision(address, revision)
 
 
-def _own_folder(path: Path) -> Path:
-    """A folder to pull into: new, empty, or of an earlier pull. Raises `OutputError`."""
+def _own_folder(path: Path, repo: str) -> Path:
+    """A folder to pull into: new, empty, or of an earlier pull of `repo`. Raises `OutputError`."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; pull into a folder")
     if path.is_dir() and any(path.iterdir()):
         other = (path / CONFIG).is_file() and not is_collection(path)
-        if other or not (path / _DOWNLOADS).is_dir():
+        origin = path / _ORIGIN
+        before = origin.read_text("utf-8") if origin.is_file() else None
+        if before not in (None, repo):
+            raise OutputError(f"{path} was pulled from {before}; pull into another folder")
+        if other or before is None:
             raise OutputError(
                 f"{path} is not empty, and no pull made it; pull into another folder, so that "
                 "nothing of yours is overwritten"
@@ -181,7 +187,8 @@ def _previews(target: Snapshot, payload: Mapping[str, FileEntry]) -> list[Previe
 
 
 def _readme(remote: RemoteCollection, target: Snapshot) -> list[Preview]:
-    if not remote.snapshot.listed(README):
+    # What the user wrote there stays.
+    if not remote.snapshot.listed(README) or target.edited(README):
         return []
     with no_bars():
         return target.preview([README])
@@ -198,21 +205,42 @@ def _fetch(
     readme: Sequence[Preview],
 ) -> None:
     with own_bars():
-        target.fetch([*payload, *(file.path for file in readme)])
+        limits = {path: file.size for path, file in payload.items()}
+        names = [file.path for file in readme]
+        target.fetch([*payload, *names], {**limits, **dict.fromkeys(names, _MAX_README_BYTES)})
     target.check({path: file.sha256 for path, file in payload.items()})
     for file in readme:
         target.check_listed(file.path)
     # In a folder, manifests come last: without them nothing half fetched can be opened.
     with no_bars():
-        for name in experts:
-            path = remote.manifest_path(name)
-            fetch_checked(target, {path: remote.files(name, ())[path]})
+        paths = {remote.manifest_path(name): name for name in experts}
+        fetch_checked(target, {path: remote.files(n, ())[path] for path, n in paths.items()})
         fetch_checked(target, remote.config_files())
+    collection = Collection.open(target.folder)
+    for name in experts:
+        collection.bundle(name)
 
 
-def _make_way(target: Snapshot, remote: RemoteCollection, experts: Collection[str]) -> None:
+def _check_unchanged(
+    target: Snapshot, remote: RemoteCollection, payload: Mapping[str, FileEntry]
+) -> None:
+    """Refuse to overwrite or remove what somebody changed. Raises `OutputError`."""
+    if target.force:
+        return
+    wanted = {ROUTER: None, **remote.config_files(), **payload}
+    for path, file in wanted.items():
+        if target.edited(path) and (file is None or sha256(target.folder / path) != file.sha256):
+            raise OutputError(
+                f"{target.folder / path} is not as it was pulled; move it away, pull into another "
+                "folder, or overwrite it with --force-download"
+            )
+
+
+def _make_way(target: Snapshot, remote: RemoteCollection, experts: Sequence[str]) -> None:
     """Remove what is left of another commit, manifests first: no mixture can be opened."""
     folder = target.folder
+    (folder / _ORIGIN).parent.mkdir(parents=True, exist_ok=True)
+    (folder / _ORIGIN).write_text(target.repo, "utf-8")
     _unless(folder / CONFIG, remote.config_files()[CONFIG].sha256)
     router = remote.config.router
     _unless(folder / ROUTER, router.sha256 if router else None)
@@ -243,7 +271,7 @@ def _unless(path: Path, digest: str | None) -> None:
 
 
 def _missing(
-    remote: RemoteCollection, experts: Iterable[str], folder: Path, planned: Collection[str]
+    remote: RemoteCollection, experts: Iterable[str], folder: Path, planned: Container[str]
 ) -> dict[str, tuple[str, ...]]:
     missing: dict[str, tuple[str, ...]] = {}
     for name in experts:

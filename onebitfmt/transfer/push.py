@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebitfmt.collection import ROUTER
-from onebitfmt.collection_config import CONFIG, EXPERTS, Config, bundle_path, dump_config
+from onebitfmt.collection_config import (
+    CONFIG,
+    EXPERTS,
+    Config,
+    bundle_path,
+    dump_config,
+    load_config,
+)
+from onebitfmt.container import is_plain_file
 from onebitfmt.errors import FormatError, HubError, UsageError
 from onebitfmt.hub.address import parse_hub_id
 from onebitfmt.hub.client import HubOptions, explained, hub_api
@@ -45,9 +53,11 @@ class Pushed:
 
     repo: str
     created: bool
+    private: bool
     changed: bool
     files: tuple[PushedFile, ...]
     deleted: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     commit: str | None = None
     url: str | None = None
     pull_request: str | None = None
@@ -100,13 +110,19 @@ def push(
     target = Target.open(target_id, wanted.revision, hub)
     _check_visibility(target, private=wanted.private)
     config = with_base(offer.config_with(target.config), offer, wanted.base_model_id, hub)
+    _check_config(target, config)
     _verify(offer, jobs, checking)
     uploads = {
         **offer.files(),
         CONFIG: Upload.of(dump_config(config)),
         README: Upload.of(_card(offer, target, config).encode()),
     }
-    pushed = _compare(target, uploads, _outdated(offer, target, uploads))
+    _check_ours(target, uploads)
+    pushed = replace(
+        _compare(target, uploads, _outdated(offer, target, uploads)),
+        private=target.private or (target.head is None and wanted.private),
+        notes=tuple(_notes(offer, target, config)),
+    )
     if wanted.dry_run:
         return pushed
     if not pushed.changed:
@@ -161,18 +177,58 @@ def _verify(offer: Offer, jobs: int | None, checking: Checking | None) -> None:
 def _card(offer: Offer, target: Target, config: Config) -> str:
     own = offer.path / README
     existing = target.readme
-    if offer.whole and own.is_file():
+    # A link could publish any file of this machine.
+    if offer.whole and existing is None and is_plain_file(own):
         existing = decoded(own.read_bytes(), str(own))
     return model_card(config, target.repo, existing)
 
 
 def _outdated(offer: Offer, target: Target, uploads: Mapping[str, Upload]) -> tuple[str, ...]:
     """Files of the repository that no longer belong to its collection."""
-    folders = [f"{EXPERTS}/"] if offer.whole else [f"{bundle_path(n)}/" for n in offer.bundles]
-    found = [p for p in target.files if p.startswith(tuple(folders)) and p not in uploads]
-    if offer.whole and ROUTER in target.files and ROUTER not in uploads:
+    before = target.config
+    if before is None:
+        return ()
+    names = {*offer.bundles, *before.experts} if offer.whole else set(offer.bundles)
+    folders = tuple(f"{bundle_path(name)}/" for name in names)
+    found = [p for p in target.files if p.startswith(folders) and p not in uploads]
+    if offer.whole and before.router and ROUTER in target.files and ROUTER not in uploads:
         found.append(ROUTER)
     return tuple(sorted(found))
+
+
+def _notes(offer: Offer, target: Target, config: Config) -> Iterator[str]:
+    before = target.config
+    if before is None:
+        return
+    new = sorted(set(config.experts).difference(before.experts))
+    if new and not offer.whole and config.router is not None:
+        yield (
+            f"the router there does not know {', '.join(new)}: asked for by name, and merged into "
+            "the others"
+        )
+    ours, theirs = config.base, before.base
+    if (ours.repo, ours.revision) != (theirs.repo, theirs.revision) and theirs.repo is not None:
+        yield f"the base was {theirs.repo}@{theirs.revision}, and is {ours.repo}@{ours.revision}"
+
+
+def _check_ours(target: Target, uploads: Mapping[str, Upload]) -> None:
+    """Refuse to overwrite files of a repository that holds no collection."""
+    if target.config is not None:
+        return
+    for path, upload in uploads.items():
+        if path != README and path in target.files and not target.holds(path, upload):
+            raise UsageError(
+                f"{target.repo} holds something else: {path}, but no collection; push to a "
+                "repository of its own"
+            )
+
+
+def _check_config(target: Target, config: Config) -> None:
+    """See that readers will accept what is about to be published."""
+    try:
+        load_config(dump_config(config))
+    except FormatError as e:
+        raise UsageError(f"{target.repo}: would not be a valid collection: {e.problem}") from None
 
 
 def _compare(target: Target, uploads: Mapping[str, Upload], deleted: tuple[str, ...]) -> Pushed:
@@ -183,6 +239,7 @@ def _compare(target: Target, uploads: Mapping[str, Upload], deleted: tuple[str, 
     return Pushed(
         repo=target.repo,
         created=target.head is None,
+        private=target.private,
         changed=bool(deleted) or not all(file.there for file in files),
         files=files,
         deleted=deleted,

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from onebitfmt.collection import ROUTER, Collection
-from onebitfmt.collection_config import CONFIG, Config, ExpertEntry, load_config
+from onebitfmt.collection_config import (
+    CONFIG,
+    MAX_CONFIG_BYTES,
+    Config,
+    ExpertEntry,
+    load_config,
+)
 from onebitfmt.errors import FormatError, HubError, UnsupportedError, UsageError
+from onebitfmt.format.limits import MAX_MANIFEST_BYTES
 from onebitfmt.format.manifest import FILE_NAME, FileEntry, Manifest
 from onebitfmt.format.manifest_json import load
 from onebitfmt.hub.address import HubId
@@ -51,7 +58,7 @@ class RemoteCollection:
         cached = file.is_file() and not force
         try:
             with no_bars():
-                snapshot.fetch([CONFIG])
+                snapshot.fetch([CONFIG], {CONFIG: MAX_CONFIG_BYTES})
             snapshot.check_listed(CONFIG)
             config = load_config(file.read_bytes(), f"{snapshot}/{CONFIG}")
         except UnsupportedError:
@@ -107,7 +114,7 @@ class RemoteCollection:
         """Fetch the manifests of several experts at once; raises as `manifest` does."""
         paths = {n: self.manifest_path(n) for n in experts if n not in self._manifests}
         with no_bars():
-            self.snapshot.fetch(paths.values())
+            self.snapshot.fetch(paths.values(), dict.fromkeys(paths.values(), MAX_MANIFEST_BYTES))
         self.snapshot.check({path: self.entry(name).sha256 for name, path in paths.items()})
         for name, path in paths.items():
             data = (self.snapshot.folder / path).read_bytes()
@@ -173,7 +180,7 @@ def fetch_checked(snapshot: Snapshot, files: Mapping[str, FileEntry]) -> None:
     Raises `HubError`.
     """
     with own_bars():
-        snapshot.fetch(files)
+        snapshot.fetch(files, {path: file.size for path, file in files.items()})
     snapshot.check({path: file.sha256 for path, file in files.items()})
 
 
@@ -194,11 +201,14 @@ def own_bars() -> Iterator[None]:
     """Bars that the Hub's client leaves open are closed here: else they are drawn at the end."""
     from huggingface_hub.utils.tqdm import tqdm
 
+    before = list(getattr(tqdm, "_instances", ()))
     try:
         yield
     finally:
         for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()
+            # All kinds of bars of the process are in the same set.
+            if isinstance(bar, tqdm) and bar not in before:
+                bar.close()
 
 
 def with_revision(address: HubId, revision: str | None) -> HubId:

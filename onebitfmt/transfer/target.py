@@ -109,6 +109,7 @@ def _listing(repo: str, commit: str, options: HubOptions) -> Iterator[tuple[str,
 def _read(repo: str, commit: str, path: str, options: HubOptions) -> bytes:
     snapshot = Snapshot.open(repo, commit, options)
     snapshot.fetch([path])
+    snapshot.check_listed(path)
     return (snapshot.folder / path).read_bytes()
 
 

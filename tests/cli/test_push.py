@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from onebitfmt.collection import Collection
+from onebitfmt.routing.router import Router
+from onebitfmt.routing.spec import FeatureSpec
 from tests.cli.process import running
 from tests.hubserver.faults import Fault
 
@@ -39,7 +42,7 @@ def test_commit_and_address_are_printed(hub: Hub, obd: Run, collection: Path, ba
     result = obd("push", collection, REPO, "--base-model-id", base_id, "--commit-message", "First")
     head = hub.head(REPO)
     assert result.stdout == f"commit {head}\n{hub.url}/{REPO}/commit/{head}\n"
-    assert "files sent" in result.stderr
+    assert f"{REPO}: a new public repository\n{REPO}: sent " in result.stderr
     assert hub.commits(REPO)[0].title == "First"
     again = obd("push", collection, REPO)
     assert again.stdout == result.stdout
@@ -56,13 +59,35 @@ def test_the_base_stays_known_after_the_first_push(
     assert {f["path"] for f in value["files"]} >= {"config.json", "README.md"}
 
 
+def test_what_is_removed_or_only_joins_is_named(
+    hub: Hub, obd: Run, pair: Pair, tmp_path: Path, base_id: str
+) -> None:
+    spec = FeatureSpec(kind="ngrams", dimension=4, sizes=(1,))
+    layer = (np.ones((2, 4), np.float32), np.zeros(2, np.float32))
+    router = Router(labels=("code", "math"), spec=spec, layers=(layer,), temperature=1.0)
+    bundles = {"math": pair.bundle, "code": pair.bundle}
+    Collection.create(tmp_path / "c", pair.base, bundles, router=router)
+    obd("push", tmp_path / "c", REPO, "--base-model-id", base_id, "-q")
+    told = obd("push", pair.bundle, REPO).stderr
+    assert "the router there does not know expert" in told
+    Collection.create(tmp_path / "d", pair.base, {"math": pair.bundle})
+    told = obd("push", tmp_path / "d", REPO).stderr
+    for part in ("code: 9 files", "expert: 9 files", "router.safetensors: 1 file\n"):
+        assert f"removed {part}" in told
+    commit = hub.commit("tester/moved", {"model.safetensors": pair.base / "model.safetensors"})
+    told = obd("push", tmp_path / "d", REPO, "--base-model-id", "tester/moved").stderr
+    assert f"the base was {base_id}, and is tester/moved@{commit}" in told
+
+
 def test_a_dry_run_lists_the_files(hub: Hub, obd: Run, collection: Path, base_id: str) -> None:
     result = obd("push", collection, REPO, "--base-model-id", base_id, "--dry-run")
-    assert f"{REPO} (new)" in result.stdout
+    assert "would be a new public repository" in result.stderr
     for file in collection.rglob("*"):
         if file.is_file():
             assert file.relative_to(collection).as_posix() in result.stdout
-    assert "would send" in result.stdout
+    assert "would send" in result.stderr
+    quiet = obd("push", collection, REPO, "--base-model-id", base_id, "--dry-run", "-q")
+    assert quiet.output == ""
     assert not hub.exists(REPO)
 
 

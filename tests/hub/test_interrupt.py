@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from onebitfmt.hub.interrupt import interruptible
+from onebitfmt.hub import interrupt
+from onebitfmt.hub.interrupt import interruptible, settle
 from tests.hubserver.faults import Fault
 
 if TYPE_CHECKING:
@@ -94,3 +95,13 @@ def test_an_interrupt_ends_a_download(hub: Hub) -> None:
     assert time.monotonic() - start < 5
     assert not list(hub.cache.rglob("*.incomplete"))
     assert not list(hub.cache.rglob("snapshots/*/a.bin"))
+
+
+def test_what_follows_an_interrupt_waits_for_its_end() -> None:
+    waiting = threading.Thread(target=settle)
+    with interrupt._hanging_up:
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -415,6 +418,92 @@ def test_what_no_pull_made_is_left_alone(tmp_path: Path) -> None:
     (mine / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(OutputError, match="no pull made it"):
         pull(REPO, local_dir=mine)
+
+
+def test_a_folder_of_another_download_is_left_alone(published: Published, tmp_path: Path) -> None:
+    # As a home folder has, and what `hf download` wrote.
+    (tmp_path / "home" / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "home" / "README.md").write_text("mine")
+    with pytest.raises(OutputError, match="no pull made it"):
+        pull(REPO, local_dir=tmp_path / "home")
+    published.hub.commit("tester/other", published.files)
+    pull(REPO, local_dir=tmp_path / "d")
+    before = contents(tmp_path / "d")
+    with pytest.raises(OutputError, match=f"pulled from {REPO}"):
+        pull("tester/other", local_dir=tmp_path / "d")
+    assert contents(tmp_path / "d") == before
+
+
+def changed(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    later = time.time() + 10
+    os.utime(path, (later, later))
+
+
+def test_what_the_user_changed_in_a_folder_is_not_overwritten(
+    published: Published, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d"
+    pull(REPO, local_dir=folder)
+    changed(folder / "README.md", b"my text")
+    pull(REPO, local_dir=folder)
+    assert (folder / "README.md").read_bytes() == b"my text"
+    for name in ("router.safetensors", f"{FOLDER}/mlp.obd.safetensors"):
+        changed(folder / name, b"mine")
+        with pytest.raises(OutputError, match="not as it was pulled"):
+            pull(REPO, local_dir=folder)
+        assert (folder / name).read_bytes() == b"mine"
+        pull(REPO, local_dir=folder, force_download=True)
+        assert (folder / name).read_bytes() == published.files[name]
+
+
+# --- strangers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nbytes"),
+    [
+        ("config.json", 5 << 20),
+        (f"{FOLDER}/obd.json", 65 << 20),
+        (f"{FOLDER}/mlp.obd.safetensors", 2 << 20),
+    ],
+)
+def test_what_is_too_large_is_refused_before_it_moves(
+    published: Published, name: str, nbytes: int
+) -> None:
+    published.hub.commit(REPO, {name: b"x" * nbytes})
+    with pytest.raises(HubError, match=r"nothing was downloaded|not a collection"):
+        pull(MATH)
+    assert sum(request.sent for request in published.hub.requests) < 100_000
+
+
+def test_a_manifest_that_lies_removes_nothing(published: Published) -> None:
+    name = f"{FOLDER}/mlp.obd.safetensors"
+    other = published.files[name][:-1] + b"?"
+    published.hub.commit(REPO, {name: other})
+    for _ in range(2):
+        with pytest.raises(HubError, match="not as its manifest says; tell the owner"):
+            pull(MATH)
+    blobs = [p.read_bytes() for p in published.hub.cache.rglob("blobs/*") if p.is_file()]
+    assert other in blobs
+
+
+def test_a_collection_that_cannot_be_opened_is_no_success(published: Published) -> None:
+    config = json.loads(published.files["config.json"])
+    config["experts"]["math"]["bytes"] += 1
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    published.hub.commit(REPO, {"config.json": text.encode()})
+    with pytest.raises(FormatError) as caught:
+        pull(MATH)
+    assert caught.value.id == "OBD-COLL-SUMMARY"
+
+
+def test_progress_bars_of_the_program_stay_open(published: Published) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=3, file=io.StringIO()) as bar:
+        pull(MATH)
+        assert not bar.disable
 
 
 def test_a_pulled_folder_can_be_pushed(published: Published, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from onebitfmt import __version__
 from onebitfmt.collection import Collection
 from onebitfmt.errors import BaseMismatchError, FormatError, HubError, UsageError
 from onebitfmt.transfer.push import Pushed, PushOptions, push
+from onebitfmt.verbs.convert import convert
+from onebitfmt.verbs.plan import ConvertOptions
 from tests.hubserver.faults import Fault
 
 if TYPE_CHECKING:
@@ -128,9 +130,6 @@ def test_what_is_there_is_not_sent_again(hub: Hub, collection: Path, options: Pu
 def test_a_changed_expert_is_all_that_moves(
     hub: Hub, models: Models, pair: Pair, tmp_path: Path, options: PushOptions
 ) -> None:
-    from onebitfmt.verbs.convert import convert
-    from onebitfmt.verbs.plan import ConvertOptions
-
     bundles = {"math": pair.bundle, "code": pair.bundle}
     Collection.create(tmp_path / "c", pair.base, bundles)
     push(tmp_path / "c", REPO, options)
@@ -173,28 +172,74 @@ def test_a_collection_replaces_what_was_published_and_touches_nothing_else(
     hub: Hub, pair: Pair, collection: Path, options: PushOptions
 ) -> None:
     push(pair.bundle, REPO, options)
-    hub.commit(REPO, {"plot.svg": b"<svg/>", "LICENSE": b"mine", "router.safetensors": b"old"})
+    others = {
+        "plot.svg": b"<svg/>",
+        "LICENSE": b"mine",
+        "router.safetensors": b"not recorded",
+        "experts/lora/adapter.safetensors": b"lora",
+        "experts/README.md": b"text",
+    }
+    hub.commit(REPO, others)
     pushed = push(collection, REPO, options)
     found = published(hub)
-    assert {p.split("/")[1] for p in found if p.startswith("experts/")} == {"math.obd", "code.obd"}
-    assert found["plot.svg"] == b"<svg/>"
-    assert found["LICENSE"] == b"mine"
-    assert "router.safetensors" not in found
-    gone = {f"experts/expert.obd/{p}" for p in local(pair.bundle)} | {"router.safetensors"}
-    assert set(pushed.deleted) == gone
+    assert {p: found[p] for p in others} == others
+    bundles = {p.split("/")[1] for p in found if p.startswith("experts/") and ".obd/" in p}
+    assert bundles == {"math.obd", "code.obd"}
+    assert set(pushed.deleted) == {f"experts/expert.obd/{p}" for p in local(pair.bundle)}
+
+
+def test_files_of_something_else_are_not_overwritten(
+    hub: Hub, collection: Path, options: PushOptions
+) -> None:
+    path = "experts/math.obd/obd.json"
+    hub.commit(REPO, {path: b"theirs"})
+    with pytest.raises(UsageError, match="holds something else"):
+        push(collection, REPO, options)
+    assert published(hub) == {path: b"theirs"}
+
+
+def test_what_no_reader_would_take_is_not_published(
+    hub: Hub, pair: Pair, tmp_path: Path, options: PushOptions
+) -> None:
+    push(pair.bundle, REPO, options)
+    twin = tmp_path / "Expert.obd"
+    convert(pair.base, pair.expert, twin, ConvertOptions(preset="linear"))
+    with pytest.raises(UsageError, match="upper and lower case"):
+        push(twin, REPO, options)
+    assert len(hub.commits(REPO)) == 2
 
 
 def test_text_of_the_readme_stays(hub: Hub, collection: Path, options: PushOptions) -> None:
+    (collection / "README.md").write_bytes(b"# Of the folder\n")
+    push(collection, REPO, options)
+    assert b"# Of the folder\n" in published(hub)["README.md"]
+    # From then on the one on the Hub counts: others may have edited it there.
     hub.commit(REPO, {"README.md": b"---\nlicense: mit # mine\n---\n# Mine\r\ntext\r\n"})
     push(collection, REPO, options)
     text = published(hub)["README.md"]
     assert b"license: mit # mine\n" in text
     assert b"# Mine\r\ntext\r\n" in text
-    (collection / "README.md").write_bytes(b"# Another\n")
+    assert b"# Of the folder" not in text
+
+
+def test_a_link_publishes_nothing_of_this_machine(
+    hub: Hub, collection: Path, options: PushOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("the key")
+    (collection / "README.md").symlink_to(tmp_path / "secret")
     push(collection, REPO, options)
-    text = published(hub)["README.md"]
-    assert b"# Another\n" in text
-    assert b"# Mine" not in text
+    assert not any(b"the key" in data for data in published(hub).values())
+
+
+def test_a_damaged_readme_is_not_published_as_the_users_text(
+    hub: Hub, collection: Path, options: PushOptions
+) -> None:
+    hub.commit(REPO, {"README.md": b"# Mine\n"})
+    hub.faults.add(Fault(path="README.md", method="GET", wrong_bytes=True))
+    with pytest.raises(HubError, match="wrong bytes in README"):
+        push(collection, REPO, options)
+    push(collection, REPO, options)
+    assert published(hub)["README.md"].count(b"# Mine\n") == 1
 
 
 # --- revisions and pull requests -----------------------------------------------------------------
@@ -276,10 +321,8 @@ def test_another_model_is_not_the_base(
         push(collection, REPO, PushOptions(base_model_id="tester/other"))
     # Of the same shapes: the fine-tune itself, and a copy whose large tensors alone differ.
     hub.commit("tester/tuned", {"model.safetensors": pair.expert / "model.safetensors"})
-    tensors = dict(pair.base_tensors)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    tensors[name] = pair.expert_tensors[name]
-    part = models.save("part", tensors)
+    large = {n: t for n, t in pair.expert_tensors.items() if t[1].size >= 4096}
+    part = models.save("part", {**pair.base_tensors, **large})
     hub.commit("tester/part", {"model.safetensors": part / "model.safetensors"})
     for repo in ("tester/tuned", "tester/part"):
         with pytest.raises(BaseMismatchError, match="holds other values"):
