@@ -7,7 +7,7 @@ from typing import Final
 
 from onebitfmt.checkpoint import Checkpoint
 from onebitfmt.errors import CheckpointError, HubError
-from onebitfmt.hub.address import parse_hub_id
+from onebitfmt.hub.address import local_path, parse_hub_id
 from onebitfmt.hub.client import DEFAULTS, HubOptions
 from onebitfmt.hub.snapshot import Snapshot
 
@@ -22,7 +22,7 @@ def open_checkpoint(source: str | Path, *, options: HubOptions = DEFAULTS) -> Ch
     What exists here comes first, and a `Path` is never a Hub id. Raises `CheckpointError`,
     `HubError`.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.exists():
         return Checkpoint.open(path)
     found = None if isinstance(source, Path) else parse_hub_id(source)

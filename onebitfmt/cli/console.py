@@ -170,8 +170,12 @@ def progress(title: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print text of which parts may come from a stranger's file: no control character gets out."""
-    typer.echo("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text), err=err)
+    """Print a line of which parts may come from a stranger's file.
+
+    No control character but the tab gets out: one could steer the terminal, or begin a line that
+    looks like ours.
+    """
+    typer.echo("".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text), err=err)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -186,7 +190,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in cells
     ]
-    say("\n".join([title, lines[0], rule, *lines[1:]]))
+    for line in (title, lines[0], rule, *lines[1:]):
+        say(line)
 
 
 def print_json(value: object) -> None:

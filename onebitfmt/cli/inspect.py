@@ -34,11 +34,11 @@ def run(
 
     From the Hub only manifests are fetched.
     """
-    from onebitfmt.hub.address import hub_id
+    from onebitfmt.hub.address import hub_id, local_path
 
     address = hub_id(source)
     if address is None:
-        _local(Path(source).expanduser(), tensors=tensors, as_json=as_json)
+        _local(local_path(source), tensors=tensors, as_json=as_json)
     else:
         _remote(address, tensors=tensors, as_json=as_json)
 

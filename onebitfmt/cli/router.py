@@ -118,13 +118,13 @@ app.command("eval")(evaluate)
 
 def _open(source: str, base: str | None) -> tuple[Router, Any]:
     from onebitfmt.errors import UsageError
-    from onebitfmt.hub.address import hub_id
+    from onebitfmt.hub.address import hub_id, local_path
     from onebitfmt.routing.features import needs_base, open_featurizer
     from onebitfmt.routing.router import Router
     from onebitfmt.source import open_checkpoint
     from onebitfmt.transfer.opening import open_collection
 
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir() or hub_id(source):
         collection = open_collection(source, experts=())
         own = collection.load_router()

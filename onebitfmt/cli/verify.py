@@ -83,10 +83,10 @@ class _Subject:
 
 def _open(source: str) -> _Subject:
     from onebitfmt.collection_config import holds_collection
-    from onebitfmt.hub.address import hub_id
+    from onebitfmt.hub.address import hub_id, local_path
     from onebitfmt.transfer.opening import open_collection, open_named_bundle
 
-    address, path = hub_id(source), Path(source).expanduser()
+    address, path = hub_id(source), local_path(source)
     if address is not None and address.expert is not None:
         return _Subject(bundles=(open_named_bundle(source)[1].path,))
     if address is not None:

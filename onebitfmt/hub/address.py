@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from onebitfmt.errors import UsageError
+
 # The Hub's own rule, but for `--` and `..`, which it refuses anywhere, and a name in `.git`.
 _PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_ID: Final = re.compile(rf"({_PART}/{_PART})(?::([^:@/\s]+))?(?:@([^@\s]+))?")
@@ -41,6 +43,14 @@ def parse_hub_id(text: str) -> HubId | None:
 
 def hub_id(source: str | Path) -> HubId | None:
     """The id that a source spells, or None where it is local: a `Path`, or a path that exists."""
-    if isinstance(source, Path) or Path(source).expanduser().exists():
+    if isinstance(source, Path) or local_path(source).exists():
         return None
     return parse_hub_id(source)
+
+
+def local_path(source: str | Path) -> Path:
+    """The path that a source spells, `~` resolved. Raises `UsageError` for a user unknown here."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{source}: there is no such user's home folder") from None

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from onebitfmt.container import sha256
 from onebitfmt.errors import HubError, UsageError
+from onebitfmt.hub.address import local_path
 from onebitfmt.hub.client import DEFAULTS, HubOptions, explained, hub_api
 from onebitfmt.hub.failures import download_step
 from onebitfmt.hub.interrupt import interruptible
@@ -72,7 +73,7 @@ class Snapshot:
                 cache_dir=options.cache_dir,
                 local_files_only=options.offline,
             )
-        folder = None if local_dir is None else local_dir.expanduser().resolve()
+        folder = None if local_dir is None else local_path(local_dir).resolve()
         return Snapshot(
             repo=repo, commit=found.resolved, options=options, local_dir=folder, force=force
         )
@@ -95,7 +96,7 @@ class Snapshot:
     def _places(self) -> Places:
         from huggingface_hub import constants
 
-        cache = Path(self.options.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+        cache = local_path(self.options.cache_dir or constants.HF_HUB_CACHE).resolve()
         return Places(repo=self.repo, commit=self.commit, cache_dir=cache, local_dir=self.local_dir)
 
     def edited(self, name: str) -> bool:

@@ -14,7 +14,7 @@ from onebitfmt.bundle import Bundle
 from onebitfmt.collection import Collection
 from onebitfmt.collection_config import holds_collection
 from onebitfmt.errors import HubError, UsageError
-from onebitfmt.hub.address import HubId, hub_id
+from onebitfmt.hub.address import HubId, hub_id, local_path
 from onebitfmt.hub.client import DEFAULTS, HubOptions
 from onebitfmt.transfer.remote import RemoteCollection, hub_options, with_revision
 
@@ -48,7 +48,7 @@ def open_named_bundle(
     """As `open_bundle`, with the name of the expert: in its collection, else the bundle's own."""
     address = hub_id(source)
     if address is None:
-        return _local_bundle(Path(source).expanduser())
+        return _local_bundle(local_path(source))
     remote = open_remote(with_revision(address, revision), options)
     expert = remote.choose(address.expert)
     remote.fetch(remote.files(expert, groups))
@@ -71,7 +71,7 @@ def open_bundles(
         experts = remote.expert_names if address.expert is None else (address.expert,)
         fetch_experts(remote, experts, groups)
         collection = remote.collection()
-    elif holds_collection(path := Path(source).expanduser()):
+    elif holds_collection(path := local_path(source)):
         collection = Collection.open(path)
         experts = collection.expert_names
     else:
@@ -95,7 +95,7 @@ def open_collection(
     """
     address = hub_id(source)
     if address is None:
-        return Collection.open(Path(source).expanduser())
+        return Collection.open(local_path(source))
     if address.expert is not None:
         whole = replace(address, expert=None)
         problem = f"give its collection, {whole}, and name the expert apart"

@@ -13,7 +13,7 @@ from onebitfmt.container import sha256
 from onebitfmt.errors import OutputError, UsageError
 from onebitfmt.format.manifest import EXPERT_FOLDER, FileEntry
 from onebitfmt.format.manifest_json import load
-from onebitfmt.hub.address import HubId, parse_hub_id
+from onebitfmt.hub.address import HubId, local_path, parse_hub_id
 from onebitfmt.hub.snapshot import Preview, Snapshot
 from onebitfmt.parallel import Workers
 from onebitfmt.transfer.offer import README
@@ -87,7 +87,7 @@ def pull(
     `FormatError`, `OutputError`.
     """
     address = _address(source, revision)
-    folder = None if local_dir is None else _own_folder(Path(local_dir).expanduser(), address.repo)
+    folder = None if local_dir is None else _own_folder(local_path(local_dir), address.repo)
     options = hub_options(token, cache_dir, local_files_only)
     remote = RemoteCollection.open(address.repo, address.revision, options, force=force_download)
     experts = remote.expert_names if address.expert is None else (address.expert,)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from onebitfmt.collection import ROUTER
 from onebitfmt.collection_config import (
@@ -19,7 +20,7 @@ from onebitfmt.collection_config import (
 )
 from onebitfmt.container import is_plain_file
 from onebitfmt.errors import FormatError, HubError, UsageError
-from onebitfmt.hub.address import parse_hub_id
+from onebitfmt.hub.address import local_path, parse_hub_id
 from onebitfmt.hub.client import HubOptions, explained, hub_api
 from onebitfmt.hub.interrupt import interruptible
 from onebitfmt.transfer.base_reference import with_base
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 # Given the number of bytes to check, opens a display that takes them as they are done.
 Checking = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +87,8 @@ class PushOptions:
         """Refuse what excludes another."""
         if self.create_pr and self.revision not in (None, "main"):
             raise UsageError("a pull request goes to main; drop --revision or --create-pr")
+        if self.revision is not None and _COMMIT.fullmatch(self.revision):
+            raise UsageError(f"{self.revision} is a commit, which cannot change; name a branch")
 
 
 def push(
@@ -105,7 +111,7 @@ def push(
     wanted = options or PushOptions()
     hub = HubOptions(token=token)
     target_id = _repo_id(repo)
-    offer = Offer.open(Path(source).expanduser())
+    offer = Offer.open(local_path(source))
     _check_access(token, dry_run=wanted.dry_run)
     target = Target.open(target_id, wanted.revision, hub)
     _check_visibility(target, private=wanted.private)

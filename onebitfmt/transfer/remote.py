@@ -25,7 +25,7 @@ from onebitfmt.errors import FormatError, HubError, UnsupportedError, UsageError
 from onebitfmt.format.limits import MAX_MANIFEST_BYTES
 from onebitfmt.format.manifest import FILE_NAME, FileEntry, Manifest
 from onebitfmt.format.manifest_json import load
-from onebitfmt.hub.address import HubId
+from onebitfmt.hub.address import HubId, local_path
 from onebitfmt.hub.client import DEFAULTS, HubOptions
 from onebitfmt.hub.snapshot import Snapshot
 
@@ -224,5 +224,5 @@ def hub_options(
     token: str | bool | None, cache_dir: str | Path | None, local_files_only: bool
 ) -> HubOptions:
     """How to reach the Hub, from the options that all functions take."""
-    folder = None if cache_dir is None else Path(cache_dir).expanduser()
+    folder = None if cache_dir is None else local_path(cache_dir)
     return HubOptions(token=token, cache_dir=folder, local_files_only=local_files_only)

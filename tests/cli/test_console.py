@@ -141,8 +141,8 @@ from onebitfmt.cli import console
 
 def run(quiet=False):
     threading.Thread(target=time.sleep, args=[30]).start()
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(30)
     finally:
         print("cleared")
@@ -192,8 +192,9 @@ def test_the_hub_draws_no_bars_without_a_terminal(
 
 
 def test_text_of_a_stranger_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    console.say("a\x1b[2Jb\r\x9bc\u202ed\te\u00e9\n")
-    console.table("t\x07", ("x",), [["\x1b]0;title\x07"]])
+    console.say("a\x1b[2Jb\r\x9bc\u202ed\te\u00e9\nvalid")
+    console.table("t\x07", ("x",), [["\x1b]0;title\x07\nvalid"]])
     out = capsys.readouterr().out
-    assert out.startswith("a\ufffd[2Jb\ufffd\ufffdc\ufffdd\te\u00e9\n")
+    assert out.startswith("a\ufffd[2Jb\ufffd\ufffdc\ufffdd\te\u00e9\ufffdvalid\n")
+    assert len(out.splitlines()) == 5
     assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(out)

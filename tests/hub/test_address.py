@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from onebitfmt.hub.address import HubId, hub_id, parse_hub_id
+from onebitfmt.errors import UsageError
+from onebitfmt.hub.address import HubId, hub_id, local_path, parse_hub_id
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,3 +70,9 @@ def test_the_clients_own_rule_agrees() -> None:
 
     for text in ("_a.b-c/d_e.f", f"n/{'m' * 94}"):
         validate_repo_id(text)
+
+
+def test_the_home_of_nobody_is_wrong_usage() -> None:
+    for call in (local_path, hub_id):
+        with pytest.raises(UsageError, match="no such user"):
+            call("~nosuchuserhere/x")

@@ -273,6 +273,8 @@ def test_a_pull_request_leaves_main_alone(hub: Hub, collection: Path, options: P
     assert hub.commits(REPO, "refs/pr/1")[0].title == "Experts"
     with pytest.raises(UsageError, match="--create-pr"):
         PushOptions(create_pr=True, revision="v2")
+    with pytest.raises(UsageError, match="name a branch"):
+        PushOptions(revision=head)
 
 
 def test_private_is_for_new_repositories(hub: Hub, collection: Path, options: PushOptions) -> None:
