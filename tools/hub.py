@@ -54,7 +54,7 @@ Bytes moved
 received, sent: bodies of all requests and answers, as the server counts them
 payload: of these, the experts' files; manifests: config.json, obd.json, README.md, router
 by Xet: chunks that Xet stored, or files in the cache; they do not pass the server
-rest: what else was received and sent: listings, commits, headers of the base's files"""
+rest: what else was received and sent: listings, commits, headers and some tensors of the base"""
 _FAULTS: Final = """
 Faults, and below each what the user sees
 exit  repeat  seconds  fault: what is left of it"""
@@ -206,7 +206,8 @@ def main() -> None:
         print(_LEGEND)
         for found in tables:
             title, rows = found.result()
-            table(f"\n{title}", _COLUMNS, rows)
+            print()
+            table(title, _COLUMNS, rows)
         if len(lanes) == 1:
             print("\nXet was not tried: this hf_xet has no local endpoint of the kind known here")
         print(_FAULTS)
