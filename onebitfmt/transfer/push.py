@@ -132,6 +132,8 @@ def push(
     if wanted.dry_run:
         return pushed
     if not pushed.changed:
+        with explained(target.repo, wanted.revision):
+            _make_branch(target, wanted, hub)
         url = f"{hub_api(hub).endpoint}/{target.repo}/commit/{target.head}"
         return replace(pushed, commit=target.head, url=url)
     commit = _commit(target, pushed, uploads, wanted, hub)
@@ -272,8 +274,7 @@ def _commit(
         if target.head is None:
             # Not `exist_ok`: one that appeared meanwhile may hold what must not be replaced.
             api.create_repo(target.repo, private=wanted.private)
-        if wanted.revision is not None and (target.head is None or not target.branch):
-            api.create_branch(target.repo, branch=wanted.revision, exist_ok=True)
+        _make_branch(target, wanted, hub)
         parent = target.head or api.model_info(target.repo).sha
         return interruptible(
             lambda: api.create_commit(
@@ -285,6 +286,11 @@ def _commit(
                 parent_commit=parent,
             )
         )
+
+
+def _make_branch(target: Target, wanted: PushOptions, hub: HubOptions) -> None:
+    if wanted.revision is not None and not target.branch:
+        hub_api(hub).create_branch(target.repo, branch=wanted.revision, exist_ok=True)
 
 
 def _additions(changed: Mapping[str, Upload]) -> Iterable[CommitOperationAdd]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Target:
     """A repository at one commit; `head` is None where it does not exist.
 
-    `branch` is False where the revision asked for does not exist and starts at the head of main.
+    `branch` is False where the revision asked for does not exist; it starts at the head of main.
     """
 
     repo: str
@@ -49,7 +49,7 @@ class Target:
             except GatedRepoError:
                 raise
             except RepositoryNotFoundError:
-                return Target(repo=repo)
+                return Target(repo=repo, branch=revision is None)
             except RevisionNotFoundError:
                 branch = False
                 info = api.model_info(repo)

@@ -255,6 +255,15 @@ def test_a_new_branch_starts_at_main(hub: Hub, collection: Path, options: PushOp
     assert hub.commits(REPO, "v2")[1].sha == head
 
 
+def test_a_branch_is_made_also_where_nothing_changes(
+    hub: Hub, collection: Path, options: PushOptions
+) -> None:
+    head = push(collection, REPO, options).commit
+    pushed = push(collection, REPO, replace(options, revision="v2"))
+    assert not pushed.changed
+    assert hub.head(REPO, "v2") == head == pushed.commit
+
+
 def test_a_new_repository_may_get_a_branch(
     hub: Hub, collection: Path, options: PushOptions
 ) -> None:
