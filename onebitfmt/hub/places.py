@@ -134,16 +134,17 @@ class Places:
 
 def git_names(data: bytes) -> tuple[str, str]:
     """Git's names of a file of these bytes, and of the LFS pointer to one."""
-    return _git_name(data), pointer_name(hashlib.sha256(data).hexdigest(), len(data))
+    return git_name(data), pointer_name(hashlib.sha256(data).hexdigest(), len(data))
 
 
 def pointer_name(digest: str, size: int) -> str:
     """Git's name of the LFS pointer to a file of this SHA-256 and size."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n"
-    return _git_name(pointer.encode())
+    return git_name(pointer.encode())
 
 
-def _git_name(data: bytes) -> str:
+def git_name(data: bytes) -> str:
+    """Git's name of a file of these bytes: the SHA-1 of a header and the bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from onebitfmt.collection_config import CONFIG, Config, load_config
 from onebitfmt.errors import FormatError, HubError, UnsupportedError, UsageError
 from onebitfmt.hub.client import HubOptions, explained, hub_api
+from onebitfmt.hub.places import git_name
 from onebitfmt.hub.snapshot import Snapshot
 from onebitfmt.transfer.offer import README, Upload
 
@@ -72,12 +72,7 @@ class Target:
             return False
         if there.lfs is not None:
             return bool(there.lfs.sha256 == file.sha256)
-        return bool(there.blob_id == git_oid(file.read()))
-
-
-def git_oid(data: bytes) -> str:
-    """Git's name of a file of these bytes: the SHA-1 of a header and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        return bool(there.blob_id == git_name(file.read()))
 
 
 def check_published(

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from onebitfmt.errors import HubError
 from onebitfmt.hub.client import HubOptions
-from onebitfmt.hub.places import git_names
+from onebitfmt.hub.places import git_name, git_names
 from onebitfmt.hub.snapshot import Snapshot
 from tests.hubserver.faults import Fault
 
@@ -219,3 +219,8 @@ def test_a_cache_folder_may_be_a_link(hub: Hub, tmp_path: Path) -> None:
     blob.write_bytes(b"damage")
     refused(snapshot)
     assert not blob.exists()
+
+
+def test_worked_example_of_a_git_name() -> None:
+    # `printf 'test content\\n' | git hash-object --stdin`, from the Pro Git book.
+    assert git_name(b"test content\n") == "d670460b4b4aece5915caf5c68d12f560a9fe3e4"

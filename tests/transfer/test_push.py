@@ -438,10 +438,3 @@ def test_a_repository_is_named_plainly(hub: Hub, collection: Path) -> None:
     for text in ("experts", "a/b/c", "ns/name@main", "ns/name:math", "./ns/name"):
         with pytest.raises(UsageError, match="not a repository"):
             push(collection, text)
-
-
-def test_worked_example_of_a_git_object_id() -> None:
-    from onebitfmt.transfer.target import git_oid
-
-    # `printf 'test content\n' | git hash-object --stdin`, from the Pro Git book.
-    assert git_oid(b"test content\n") == "d670460b4b4aece5915caf5c68d12f560a9fe3e4"
