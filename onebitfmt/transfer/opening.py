@@ -48,6 +48,7 @@ def open_named_bundle(
     """As `open_bundle`, with the name of the expert: in its collection, else the bundle's own."""
     address = hub_id(source)
     if address is None:
+        _check_no_revision(source, revision)
         return _local_bundle(local_path(source))
     remote = open_remote(with_revision(address, revision), options)
     expert = remote.choose(address.expert)
@@ -95,6 +96,7 @@ def open_collection(
     """
     address = hub_id(source)
     if address is None:
+        _check_no_revision(source, revision)
         return Collection.open(local_path(source))
     if address.expert is not None:
         whole = replace(address, expert=None)
@@ -131,6 +133,12 @@ def fetch_experts(
     for name in experts:
         files.update(remote.files(name, remote.own_groups(name, groups)))
     remote.fetch(files)
+
+
+def _check_no_revision(source: str | Path, revision: str | None) -> None:
+    if revision is not None:
+        problem = f"which has no revision {revision!r}; leave it out"
+        raise UsageError(f"{source} is a local path, {problem}")
 
 
 def _local_bundle(path: Path) -> tuple[str, Bundle]:

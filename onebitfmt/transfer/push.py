@@ -23,6 +23,7 @@ from onebitfmt.errors import FormatError, HubError, UsageError
 from onebitfmt.hub.address import local_path, parse_hub_id
 from onebitfmt.hub.client import HubOptions, explained, hub_api
 from onebitfmt.hub.interrupt import interruptible
+from onebitfmt.report.quantities import count
 from onebitfmt.transfer.base_reference import with_base
 from onebitfmt.transfer.card import model_card
 from onebitfmt.transfer.offer import README, Offer, Upload
@@ -174,9 +175,12 @@ def _verify(offer: Offer, jobs: int | None, checking: Checking | None) -> None:
         for bundle in offer.bundles.values():
             findings = verify(bundle.path, jobs=jobs, progress=done).findings
             if findings:
-                more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
-                problem = f"nothing was sent, for it is damaged{more}: {findings[0].message}"
-                raise FormatError(findings[0].id, str(bundle.path), problem)
+                first = findings[0]
+                problem = (
+                    f"damaged, so nothing was sent ({count(len(findings), 'fault')}; the first: "
+                    f"{first.message.removesuffix(f' [{first.id}]')})"
+                )
+                raise FormatError(first.id, str(bundle.path), problem)
 
 
 # --- what to commit ------------------------------------------------------------------------------

@@ -273,3 +273,12 @@ def test_local_sources_load_no_client(local_collection: Local) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_local_path_has_no_revision(local_collection: Local) -> None:
+    for opened, path in (
+        (open_bundle, local_collection.folder / "experts" / "math.obd"),
+        (open_collection, local_collection.folder),
+    ):
+        with pytest.raises(UsageError, match="has no revision 'v1'"):
+            opened(path, revision="v1")

@@ -372,9 +372,10 @@ def test_damage_is_found_before_anything_is_sent(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(FormatError, match="nothing was sent") as caught:
+    with pytest.raises(FormatError, match=r"nothing was sent \(2 faults; the first: ") as caught:
         push(collection, REPO, options)
     assert "math.obd" in str(caught.value)
+    assert str(caught.value).count(f"[{caught.value.id}]") == 1
     assert not hub.exists(REPO)
 
 
